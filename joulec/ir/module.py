@@ -1,0 +1,145 @@
+"""Module: the program being compiled, an ONNX model plus what ONNX cannot say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from joulec.ir import walk
+from joulec.ir.values import Array, is_overridable
+
+INLINE_LIMIT = 1 << 30
+"""Weights up to this many bytes are stored inside the .onnx file; protobuf itself ends at 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What calibration saw of one float tensor: the interval that covers it, by the named method."""
+
+    low: float
+    high: float
+    method: str = "minmax"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a module came from.
+
+    Attributes:
+        format: `onnx`, `keras`, `saved-model`, `tflite`, `torch` or `memory`.
+        path: the file or directory it was read from, if any.
+        notes: what lowering had to say (bound constants, parity, what could not be checked).
+        custom_ops: shared libraries of custom operators that the user named.
+    """
+
+    format: str = "memory"
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+    custom_ops: tuple[Path, ...] = ()
+
+
+@dataclass
+class Module:
+    """A model under compilation.
+
+    Attributes:
+        model: the graph. Mutate it only through `joulec.ir.rewrite.Rewriter`.
+        masks: initializer name -> boolean array of the same shape, True where the weight is kept.
+        ranges: value name -> calibrated range.
+        origin: where the model came from.
+    """
+
+    model: ir.Model
+    masks: dict[str, Array] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The main graph."""
+        return self.model.graph
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operator set that the main graph imports (1 if it imports none)."""
+        imports = self.model.opset_imports
+        return imports.get("", imports.get("ai.onnx", 1))
+
+    def node_count(self) -> int:
+        """How many nodes the model has, in all graphs; Constant nodes, which compute nothing, left out."""
+        return sum(not walk.is_onnx(node, "Constant") for node in walk.nodes(self.model))
+
+    def inputs(self) -> list[ir.Value]:
+        """The graph inputs that a caller must feed: those without a default."""
+        initializers = self.graph.initializers
+        return [value for value in self.graph.inputs if value.name not in initializers]
+
+    def clone(self) -> Module:
+        """An independent copy of the graph; tensors, which nobody mutates, are shared. O(nodes)."""
+        return replace(self, model=self.model.clone(), masks=dict(self.masks), ranges=dict(self.ranges))
+
+    def weight_bytes(self) -> int:
+        """Bytes of all initializers and Constant tensors, in all graphs."""
+        return sum(tensor.nbytes for tensor in tensors(self.model))
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as protobuf. External tensors stay references to their files."""
+        return ir.to_proto(self.model)
+
+    def save(self, path: Path) -> None:
+        """Write the model to `path`; weights beyond `INLINE_LIMIT` bytes go to `<name>.data` beside it."""
+        if self.weight_bytes() > INLINE_LIMIT:
+            ir.save(self.model, path, external_data=path.name + ".data")
+            return
+        path.write_bytes(inline_proto(self.model).SerializeToString(deterministic=True))
+
+
+def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    """Every tensor stored in `model`: initializers and tensor attributes, in all graphs."""
+    found: list[ir.TensorProtocol] = []
+    for graph in walk.graphs(model):
+        found += [v.const_value for v in graph.initializers.values() if v.const_value is not None]
+        for node in graph:
+            found += [a.as_tensor() for a in node.attributes.values() if _holds_tensor(a)]
+    return found
+
+
+def _holds_tensor(attribute: ir.Attr) -> bool:
+    return not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR
+
+
+def inline_proto(model: ir.Model) -> onnx.ModelProto:
+    """Serialize `model` with every external tensor's bytes inside. For models below 2 GiB."""
+    inlined = model.clone()
+    for graph in walk.graphs(inlined):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _in_memory(value.const_value)
+    return ir.to_proto(inlined)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+
+
+SKELETON_BYTES = 1024
+"""Constants up to this size stay in a skeleton: shapes and axes live there, and inference needs them."""
+
+
+def skeleton(model: ir.Model) -> onnx.ModelProto:
+    """Serialize `model` with large initializers turned into inputs: all of its structure, few of its bytes."""
+    bare = model.clone()
+    graph = bare.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= SKELETON_BYTES:
+            continue
+        del graph.initializers[name]
+        value.const_value = None
+        value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+        if not is_overridable(value):
+            graph.inputs.append(value)
+    return ir.to_proto(bare)

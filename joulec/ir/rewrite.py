@@ -1,0 +1,491 @@
+"""The rewriter: the only door to mutation, and the driver that applies rules until nothing changes.
+
+Every change passes through `Rewriter`, so what a pass did is observed, not self-reported; provenance lands on
+every node that a rewrite makes or edits.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from joulec.ir import walk
+from joulec.ir.module import Module
+from joulec.ir.values import Array, is_overridable
+
+PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
+MAX_SOURCES = 16
+"""Source names kept per node; a node that swallowed more says how many."""
+
+MAX_APPLICATIONS = 64
+"""Times one node may be rewritten before the driver stops: rules that undo each other end, and are said."""
+
+
+class Refused(Exception):
+    """Raised by a rule that nearly matched, with the reason it did not apply. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One observed change: which rule, at which node, what it removed and made (node names)."""
+
+    rule: str
+    node: str
+    removed: tuple[str, ...] = ()
+    created: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One rewrite that was not made, and why."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass
+class _Scope:
+    """What happens inside one `rewriting` block."""
+
+    rule: str
+    node: str
+    sources: list[str]
+    removed: list[str] = field(default_factory=list)
+    touched: list[ir.Node] = field(default_factory=list)
+    created: list[ir.Node] = field(default_factory=list)
+    changed: bool = False
+
+
+class Rewriter:
+    """Makes, replaces and erases nodes of one module on behalf of one pass, and keeps the record.
+
+    Args:
+        module: the module to change.
+        pass_name: stamped on every node made or edited.
+    """
+
+    def __init__(self, module: Module, pass_name: str) -> None:
+        self.module = module
+        self.pass_name = pass_name
+        self.rewrites: list[Rewrite] = []
+        self.refusals: dict[tuple[str, str, str], Refusal] = {}
+        self.on_touch: Callable[[ir.Node], None] = lambda node: None
+        self._names = _value_names(module.model)
+        self._node_names = {node.name for node in walk.nodes(module.model)}
+        self._function_graphs = _function_graphs(module.model)
+        self._scope: _Scope | None = None
+
+    # -- the record -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def rewriting(self, rule: str, *nodes: ir.Node) -> Iterator[None]:
+        """Group the changes made inside the block into one `Rewrite` of `rule`; without changes, no record."""
+        if self._scope is not None:
+            raise RuntimeError(f"rewrite '{rule}' inside rewrite '{self._scope.rule}'")
+        scope = _Scope(rule, _name(nodes[0]) if nodes else "", [s for n in nodes for s in sources_of(n)])
+        self._scope = scope
+        try:
+            yield
+        except Refused as refusal:
+            self._refuse(scope, str(refusal))
+        finally:
+            self._scope = None
+            if scope.changed:
+                self._close(scope)
+
+    def refuse(self, rule: str, node: ir.Node, reason: str) -> None:
+        """Record that `rule` was not applied at `node`, and why."""
+        self.refusals.setdefault((rule, _name(node), reason), Refusal(rule, _name(node), reason))
+
+    def _refuse(self, scope: _Scope, reason: str) -> None:
+        if scope.changed:
+            raise RuntimeError(f"rule '{scope.rule}' changed the graph at {scope.node}, then refused: {reason}")
+        self.refusals.setdefault((scope.rule, scope.node, reason), Refusal(scope.rule, scope.node, reason))
+
+    def _close(self, scope: _Scope) -> None:
+        sources = list(dict.fromkeys(scope.sources))
+        for node in [*scope.created, *scope.touched]:
+            if node.graph is not None:
+                self._stamp(node, scope.rule, sources)
+        created = tuple(_name(node) for node in scope.created if node.graph is not None)
+        self.rewrites.append(Rewrite(scope.rule, scope.node, tuple(scope.removed), created))
+
+    def _stamp(self, node: ir.Node, rule: str, sources: list[str]) -> None:
+        kept = sources[:MAX_SOURCES]
+        if len(sources) > MAX_SOURCES:
+            kept.append(f"+{len(sources) - MAX_SOURCES} more")
+        node.metadata_props[PASS_KEY] = self.pass_name
+        node.metadata_props[RULE_KEY] = rule
+        node.metadata_props[SOURCES_KEY] = json.dumps(kept, ensure_ascii=False)
+
+    def _observe(self) -> _Scope:
+        if self._scope is None:
+            raise RuntimeError(f"pass '{self.pass_name}' changed the graph outside `rewriting`")
+        self._scope.changed = True
+        return self._scope
+
+    # -- making ---------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        before: ir.Node,
+        domain: str = "",
+        outputs: int = 1,
+        name: str | None = None,
+        like: ir.Value | None = None,
+    ) -> tuple[ir.Value, ...]:
+        """Insert a node in front of `before` and return its outputs.
+
+        Args:
+            op_type: the operator.
+            inputs: its inputs; None for an optional one left out.
+            attributes: plain Python values, or `ir.Attr`; None values are left out.
+            before: an existing node of the graph to insert into.
+            domain: the operator's domain.
+            outputs: how many outputs it has.
+            name: hint for the node's name; the first output is named after it.
+            like: a value whose dtype and shape the first output shares.
+        """
+        scope = self._observe()
+        graph = _graph_of(before)
+        hint = self._fresh_node(name or f"{before.name or op_type}_{op_type.lower()}")
+        given = {key: value for key, value in (attributes or {}).items() if value is not None}
+        node = ir.node(op_type, list(inputs), given, domain=domain, num_outputs=outputs, name=hint)
+        for index, output in enumerate(node.outputs):
+            output.name = self.fresh(hint if index == 0 else f"{hint}_{index}")
+        if like is not None:
+            node.outputs[0].dtype, node.outputs[0].shape = _dtype(like), _shape(like)
+        graph.insert_before(before, node)
+        if domain and domain not in graph.opset_imports:
+            self.import_domain(domain)
+        scope.created.append(node)
+        self.on_touch(node)
+        return tuple(node.outputs)
+
+    def constant(self, array: Array | ir.TensorProtocol, hint: str, *, at: ir.Node, mask: Array | None = None) -> ir.Value:
+        """Make a constant that `at` can use: an initializer of its graph, or a Constant node in a function.
+
+        Args:
+            array: the numbers (a tensor keeps its dtype, a numpy array brings its own).
+            hint: the name wished for.
+            at: the node that will use it.
+            mask: boolean array of the same shape, True where the weight is kept.
+        """
+        self._observe()
+        tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
+        graph = _graph_of(at)
+        if id(graph) in self._function_graphs:
+            (value,) = self.add("Constant", [], {"value": tensor}, before=at, name=hint)
+            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+            return value
+        value = ir.Value(name=self.fresh(hint), shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+        if mask is not None and value.name is not None:
+            self.module.masks[value.name] = mask
+        return value
+
+    def fresh(self, hint: str) -> str:
+        """A value name that no graph of the module uses: `hint`, else `hint_1`, `hint_2`, ..."""
+        return _fresh(hint, self._names)
+
+    def _fresh_node(self, hint: str) -> str:
+        return _fresh(hint, self._node_names)
+
+    def import_domain(self, domain: str, version: int = 1) -> None:
+        """Import an operator domain into the main graph and into every function."""
+        for imports in [self.module.model.opset_imports, *(f.opset_imports for f in self.module.model.functions.values())]:
+            imports.setdefault(domain, version)
+
+    # -- changing -------------------------------------------------------------------------------------------
+
+    def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
+        """Whether `replace` can make every user of `old` use `new`.
+
+        A graph output keeps its name, so a graph input, an initializer, another output, or a value of an
+        outer graph cannot take its place.
+        """
+        if not old.is_graph_output():
+            return True
+        fixed = new.is_graph_input() or new.is_initializer() or new.is_graph_output()
+        return not fixed and new.graph is old.graph
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Make every user of `old`, the graph's outputs included, use `new`; an output keeps its name and type.
+
+        Raises:
+            Refused: `old` is a graph output and `new` cannot take its place (see `can_replace`).
+        """
+        if not self.can_replace(old, new):
+            raise Refused(f"'{old.name}' is a graph output and '{new.name}' cannot take its place")
+        scope = self._observe()
+        users = [usage.node for usage in old.uses()]
+        if old.is_graph_output():
+            self._take_over_output(old, new)
+        else:
+            old.replace_all_uses_with(new)
+        scope.touched += users
+        for user in users:
+            self.on_touch(user)
+        if (producer := old.producer()) is not None:
+            self.on_touch(producer)
+
+    def _take_over_output(self, old: ir.Value, new: ir.Value) -> None:
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = self.fresh(f"{name}_replaced")
+        new.name = name
+        new.dtype, new.shape = _dtype(old), _shape(old)
+        new.doc_string = old.doc_string
+        new.metadata_props.update(old.metadata_props)
+
+    def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
+        """Make input `index` of `node` be `value`, growing the input list if need be."""
+        scope = self._observe()
+        previous = node.inputs[index] if index < len(node.inputs) else None
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, value)
+        self._touch(scope, node, previous)
+
+    def drop_inputs(self, node: ir.Node, count: int) -> None:
+        """Keep the first `count` inputs of `node`."""
+        scope = self._observe()
+        dropped = list(node.inputs[count:])
+        node.resize_inputs(count)
+        for value in dropped:
+            self._touch(scope, node, value)
+
+    def _touch(self, scope: _Scope, node: ir.Node, lost: ir.Value | None) -> None:
+        scope.touched.append(node)
+        self.on_touch(node)
+        producer = lost.producer() if lost is not None else None
+        if producer is not None:
+            self.on_touch(producer)
+
+    def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
+        """Set attribute `name` of `node` to a plain Python value; None removes it."""
+        scope = self._observe()
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = ir.convenience.convert_attribute(name, value)
+        scope.touched.append(node)
+        self.on_touch(node)
+
+    def set_op(self, node: ir.Node, op_type: str, domain: str = "") -> None:
+        """Turn `node` into another operator with the same inputs, outputs and attributes."""
+        scope = self._observe()
+        node.op_type, node.domain = op_type, domain
+        scope.touched.append(node)
+        self.on_touch(node)
+
+    def set_tensor(self, value: ir.Value, array: Array | ir.TensorProtocol, mask: Array | None = None) -> None:
+        """Give initializer `value` other numbers; with `mask`, also record which of them are kept."""
+        self._observe()
+        tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
+        value.const_value = tensor
+        value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+        if mask is not None and value.name is not None:
+            self.module.masks[value.name] = mask
+
+    def set_opset(self, version: int, domain: str = "") -> None:
+        """Change the imported version of an operator domain, in the main graph and in every function."""
+        self._observe()
+        for imports in [self.module.model.opset_imports, *(f.opset_imports for f in self.module.model.functions.values())]:
+            imports[domain] = version
+            if domain == "":
+                imports.pop("ai.onnx", None)
+
+    # -- removing -------------------------------------------------------------------------------------------
+
+    def erase(self, node: ir.Node) -> None:
+        """Remove `node`; its outputs must be unused. Producers that lose their last use are revisited."""
+        scope = self._observe()
+        producers = [value.producer() for value in node.inputs if value is not None]
+        scope.sources += sources_of(node)
+        scope.removed.append(_name(node))
+        _graph_of(node).remove(node, safe=True)
+        for producer in producers:
+            if producer is not None and producer.graph is not None:
+                self.on_touch(producer)
+
+    def erase_initializer(self, graph: ir.Graph, name: str) -> None:
+        """Remove an unused initializer, and its mask."""
+        scope = self._observe()
+        del graph.initializers[name]
+        scope.removed.append(name)
+        self.module.masks.pop(name, None)
+
+    def move_mask(self, old: str, new: str, mask: Array) -> None:
+        """The weight `old` now lives in initializer `new`, laid out as `mask`."""
+        self._observe()
+        self.module.masks.pop(old, None)
+        self.module.masks[new] = mask
+
+
+class Rule(ABC):
+    """One rewrite. Its docstring is one line, `before -> after`; `ops` are the operators it starts from.
+
+    `apply` tests guards first, then changes the graph through the rewriter. It returns without a change where the
+    pattern is not there, and raises `Refused` where it is there but something forbids the rewrite.
+    """
+
+    ops: ClassVar[tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        """The rule's name in records: the class name in kebab case."""
+        return kebab(type(self).__name__)
+
+    @abstractmethod
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        """Rewrite at `node` if the pattern is there."""
+
+
+def kebab(name: str) -> str:
+    """`FoldConstants` -> `fold-constants`."""
+    return "".join(f"-{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
+def apply_rules(rewriter: Rewriter, rules: Iterable[Rule]) -> None:
+    """Apply `rules` to every node until none applies.
+
+    A worklist holds the nodes to look at, first all of them in order, then those whose surroundings changed. Rules
+    are indexed by operator, so the work is O(nodes + rewrites); `MAX_APPLICATIONS` bounds rules that undo each other.
+    """
+    by_op: dict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        for op in rule.ops:
+            by_op[op].append(rule)
+    work = _Worklist(node for node in walk.nodes(rewriter.module.model) if node.op_type in by_op)
+    previous, rewriter.on_touch = rewriter.on_touch, work.add_neighbourhood
+    try:
+        while (node := work.pop()) is not None:
+            for rule in by_op.get(node.op_type, ()):
+                if node.graph is None:
+                    break
+                if not work.may_apply(node):
+                    rewriter.refuse(rule.name, node, f"stopped after {MAX_APPLICATIONS} rewrites of this node")
+                    break
+                _apply(rewriter, rule, node, work)
+    finally:
+        rewriter.on_touch = previous
+
+
+def _apply(rewriter: Rewriter, rule: Rule, node: ir.Node, work: _Worklist) -> None:
+    if not walk.is_onnx(node):
+        return
+    before = len(rewriter.rewrites)
+    with rewriter.rewriting(rule.name, node):
+        rule.apply(node, rewriter)
+    if len(rewriter.rewrites) > before:
+        work.count(node)
+
+
+class _Worklist:
+    """Nodes to visit, each at most once at a time; a node erased meanwhile is a tombstone and is skipped."""
+
+    def __init__(self, nodes: Iterable[ir.Node]) -> None:
+        self._queue: deque[ir.Node] = deque(nodes)
+        self._queued = {id(node) for node in self._queue}
+        self._applied: dict[int, int] = defaultdict(int)
+        self._alive: list[ir.Node] = []  # keeps ids of visited nodes from being reused
+
+    def pop(self) -> ir.Node | None:
+        while self._queue:
+            node = self._queue.popleft()
+            self._queued.discard(id(node))
+            if node.graph is not None:
+                return node
+        return None
+
+    def add(self, node: ir.Node) -> None:
+        if node.graph is not None and id(node) not in self._queued:
+            self._queued.add(id(node))
+            self._queue.append(node)
+
+    def add_neighbourhood(self, node: ir.Node) -> None:
+        """A change at `node` can enable rules that start at it, at what feeds it or at what it feeds."""
+        self.add(node)
+        for value in node.inputs:
+            if value is not None and (producer := value.producer()) is not None:
+                self.add(producer)
+        for output in node.outputs:
+            for usage in output.uses():
+                self.add(usage.node)
+
+    def count(self, node: ir.Node) -> None:
+        self._applied[id(node)] += 1
+        self._alive.append(node)
+
+    def may_apply(self, node: ir.Node) -> bool:
+        return self._applied[id(node)] < MAX_APPLICATIONS
+
+
+def sources_of(node: ir.Node) -> list[str]:
+    """The names of the source model's nodes that `node` stands for: itself, or those it was made from."""
+    recorded = node.metadata_props.get(SOURCES_KEY)
+    if recorded is None:
+        return [_name(node)]
+    try:
+        names = json.loads(recorded)
+    except ValueError:
+        return [_name(node)]
+    return [str(name) for name in names] if isinstance(names, list) else [_name(node)]
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.op_type
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    if node.graph is None:
+        raise RuntimeError(f"{walk.label(node)} is in no graph")
+    return node.graph
+
+
+def _dtype(value: ir.Value) -> Any:
+    return value.dtype
+
+
+def _shape(value: ir.Value) -> ir.Shape | None:
+    return None if value.shape is None else value.shape.copy()
+
+
+def _fresh(hint: str, taken: set[str | None]) -> str:
+    name, count = hint, 0
+    while name in taken:
+        count += 1
+        name = f"{hint}_{count}"
+    taken.add(name)
+    return name
+
+
+def _value_names(model: ir.Model) -> set[str | None]:
+    names: set[str | None] = set()
+    for graph in walk.graphs(model):
+        names.update(value.name for value in graph.inputs)
+        names.update(graph.initializers)
+        for node in graph:
+            names.update(value.name for value in node.outputs)
+    return names
+
+
+def _function_graphs(model: ir.Model) -> set[int]:
+    found: set[int] = set()
+    for function in model.functions.values():
+        found.update(id(graph) for graph in [function.graph, *function.graph.subgraphs()])
+    return found

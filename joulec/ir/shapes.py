@@ -1,0 +1,50 @@
+"""Shape inference: what ONNX can infer, merged into the module without touching its signature."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from joulec.ir import walk
+from joulec.ir.module import Module, skeleton
+
+
+def infer_shapes(module: Module) -> str | None:
+    """Annotate values with inferred dtypes and shapes, keeping the declared graph inputs and outputs as they are.
+
+    Returns:
+        None, or the reason why inference gave nothing (a malformed node, an operator it chokes on).
+    """
+    try:
+        proto = onnx.shape_inference.infer_shapes(skeleton(module.model), check_type=False, strict_mode=False, data_prop=True)
+        inferred = ir.from_proto(proto)
+    except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
+        return f"shape inference failed: {first_line(error)}"
+    for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
+        _merge(ours, theirs)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages that must stay on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _merge(ours: ir.Graph, theirs: ir.Graph) -> None:
+    known = {value.name: value for node in theirs for value in node.outputs}
+    for node in ours:
+        for value in node.outputs:
+            found = known.get(value.name)
+            if found is None or value.is_graph_output():
+                continue
+            if found.type is not None:
+                value.type = found.type
+            if found.shape is not None and _says_more(found.shape, value.shape):
+                value.shape = found.shape.copy()
+
+
+def _says_more(new: ir.Shape, old: ir.Shape | None) -> bool:
+    """Whether `new` knows at least as many dimensions as `old` (inference can lose what a file declared)."""
+    if old is None or len(old) != len(new):
+        return True
+    return sum(isinstance(d, int) for d in new) >= sum(isinstance(d, int) for d in old)

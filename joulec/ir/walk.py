@@ -1,0 +1,45 @@
+"""The one walker over graphs, subgraphs and functions, and the one place that knows operator domains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+MICROSOFT_DOMAIN = "com.microsoft"
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph, every function body, and all graphs nested in their nodes, outermost first."""
+    roots = [model.graph, *(function.graph for function in model.functions.values())]
+    for root in roots:
+        yield root
+        yield from root.subgraphs()
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node of every graph of `model`."""
+    for graph in graphs(model):
+        yield from graph
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs held directly in the attributes of `node`, in attribute order."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def is_onnx(node: ir.Node, *op_types: str) -> bool:
+    """Whether `node` is one of `op_types` of the standard ONNX domain (any ONNX operator if none is given)."""
+    return node.domain in ONNX_DOMAINS and (not op_types or node.op_type in op_types)
+
+
+def label(node: ir.Node) -> str:
+    """How a message names a node: its operator and, where it has one, its name."""
+    return f"{node.op_type} '{node.name}'" if node.name else node.op_type
