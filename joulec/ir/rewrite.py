@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.values import Array, is_overridable
+from joulec.ir.values import Array
 
 PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
 MAX_SOURCES = 16

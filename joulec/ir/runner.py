@@ -161,7 +161,7 @@ def open_session(model: bytes | str, options: SessionOptions, providers: Sequenc
         return ort.InferenceSession(
             model, settings, providers=list(providers), disabled_optimizers=list(options.disabled_optimizers)
         )
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises a dozen unrelated exception types
+    except Exception as error:
         raise InputError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
 
 
@@ -170,7 +170,7 @@ def run_session(session: Any, feed: Feed) -> dict[str, Array]:
     names = [output.name for output in session.get_outputs()]
     try:
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
-    except Exception as error:  # noqa: BLE001 - see open_session
+    except Exception as error:
         raise InputError(f"the model fails on this feed: {first_line(error)}") from error
 
 
