@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from joulec.ir import walk
-from joulec.ir.values import Array, is_overridable
+from joulec.ir.values import Array, is_overridable, tensor_shape
 
 INLINE_LIMIT = 1 << 30
 """Weights up to this many bytes are stored inside the .onnx file; protobuf itself ends at 2 GiB."""
@@ -121,7 +121,7 @@ def inline_proto(model: ir.Model) -> onnx.ModelProto:
     return ir.to_proto(inlined)
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
@@ -139,7 +139,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
             continue
         del graph.initializers[name]
         value.const_value = None
-        value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+        value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
         if not is_overridable(value):
             graph.inputs.append(value)
     return ir.to_proto(bare)

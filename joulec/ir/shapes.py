@@ -16,8 +16,8 @@ def infer_shapes(module: Module) -> str | None:
         None, or the reason why inference gave nothing (a malformed node, an operator it chokes on).
     """
     try:
-        proto = onnx.shape_inference.infer_shapes(skeleton(module.model), check_type=False, strict_mode=False, data_prop=True)
-        inferred = ir.from_proto(proto)
+        bare = skeleton(module.model)
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True))
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
     for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):

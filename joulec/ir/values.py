@@ -14,6 +14,11 @@ from joulec.ir.walk import is_onnx
 Array = npt.NDArray[Any]
 
 
+def tensor_shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    """The shape of a stored tensor as a value's shape."""
+    return ir.Shape([int(dim) for dim in tensor.shape.numpy()])
+
+
 def is_overridable(value: ir.Value) -> bool:
     """Whether a caller may feed `value`: an initializer that is also a graph input is only a default."""
     return value.is_graph_input()

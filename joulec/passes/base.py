@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from joulec.ir.feeds import Feeds
+from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Refusal, Rewrite, Rewriter, Rule, apply_rules, kebab
 from joulec.passes.target import Target
@@ -40,6 +40,8 @@ class Context:
     Attributes:
         target: the execution provider compiled for.
         feeds: calibration data, or None where the user gave none.
+        probes: a few feeds (the user's or synthetic) on which exact passes must keep the outputs.
+        bindings: the size of each symbolic dimension, for pricing.
         runner: runs models (in a child process from the command line), or None where running is not wanted.
         energy: prices nodes, or None.
         progress: called as `progress(message, fraction)` by long passes; fraction is 0..1 or None.
@@ -47,6 +49,8 @@ class Context:
 
     target: Target
     feeds: Feeds | None = None
+    probes: Sequence[Feed] = ()
+    bindings: Mapping[str, int] = field(default_factory=dict)
     runner: Runner | None = None
     energy: EnergyModel | None = None
     progress: Callable[[str, float | None], None] = _silent

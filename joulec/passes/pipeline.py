@@ -1,0 +1,178 @@
+"""The pipeline: run passes in order; around each one verify, time, price and compare; keep it or roll it back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from joulec.errors import JoulecError
+from joulec.ir.module import Module
+from joulec.ir.shapes import first_line, infer_shapes
+from joulec.ir.verify import Verifier
+from joulec.passes.base import Context, Fidelity, Pass, PassResult
+from joulec.passes.equivalence import Deviation, Equivalence
+from joulec.passes.spelling import spell, spell_pass
+
+if TYPE_CHECKING:
+    from joulec.energy.model import Estimate
+
+Status = Literal["applied", "unchanged", "rolled back"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did to the module, as the pipeline saw it.
+
+    Attributes:
+        spelling: the pass with its options, e.g. `prune-magnitude{sparsity=0.5}`.
+        fidelity: what it promises about the numbers.
+        status: `applied`, `unchanged`, or `rolled back` with the reason in `reason`.
+        result: the rewriter's record.
+        seconds: time in the pass itself; verification and pricing are not counted.
+        nodes: node count before and after.
+        energy: estimates before and after, or None where nothing prices.
+        deviation: worst deviation from the module before it, for exact passes that were compared.
+        reason: why it was rolled back, or why its numbers were not compared.
+    """
+
+    spelling: str
+    fidelity: Fidelity
+    status: Status
+    result: PassResult
+    seconds: float
+    nodes: tuple[int, int]
+    energy: tuple[Estimate, Estimate] | None = None
+    deviation: Deviation | None = None
+    reason: str | None = None
+
+
+class Observer:
+    """Watches a pipeline: progress, timing, dumps. Override what you need; the pipeline never depends on it."""
+
+    def before_pass(self, index: int, total: int, one: Pass, module: Module) -> None:
+        """Called before pass number `index` (from 0) of `total` runs."""
+
+    def after_pass(self, index: int, total: int, step: Step, module: Module) -> None:
+        """Called when it is decided whether the pass stays; `module` is what the next pass gets."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The module a pipeline made, the steps that led there, and the module after each step."""
+
+    module: Module
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Pipeline:
+    """An ordered list of passes.
+
+    Args:
+        passes: run first to last.
+        observers: told before and after each.
+    """
+
+    passes: Sequence[Pass]
+    observers: Sequence[Observer] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        return spell(self.passes)
+
+    def run(self, module: Module, context: Context) -> Outcome:
+        """Run every pass on a copy of `module`; the argument is left as it was.
+
+        A pass that raises, leaves an invalid module, changes the signature, breaks a mask, or (if EXACT) changes the
+        outputs beyond tolerance is rolled back, and its step says why. O(passes x nodes) beside the passes' own work.
+        """
+        run = _Run(module, context)
+        total = len(self.passes)
+        for index, one in enumerate(self.passes):
+            for observer in self.observers:
+                observer.before_pass(index, total, one, run.module)
+            step = run.step(one)
+            for observer in self.observers:
+                observer.after_pass(index, total, step, run.module)
+        return Outcome(run.module, tuple(run.steps), tuple(run.notes))
+
+
+class _Run:
+    """One run of a pipeline: the module so far, its price, and the reference outputs that exact passes must keep."""
+
+    def __init__(self, module: Module, context: Context) -> None:
+        self.module = module.clone()
+        self.context = context
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        self._note(infer_shapes(self.module))
+        self.verifier = Verifier(self.module)
+        self._note(self.verifier.known_problem and f"input model: {self.verifier.known_problem}")
+        self.equivalence = self._equivalence()
+        self.price = self._price(self.module)
+
+    def _note(self, note: str | None) -> None:
+        if note:
+            self.notes.append(note)
+
+    def _equivalence(self) -> Equivalence | None:
+        if self.context.runner is None or not self.context.probes:
+            self._note("outputs were not compared: no feeds to run the model on")
+            return None
+        equivalence = Equivalence(self.context.runner, self.context.probes)
+        if (problem := equivalence.refer_to(self.module)) is not None:
+            self._note(f"outputs were not compared: {problem}")
+            return None
+        if equivalence.unstable:
+            self._note(f"outputs not compared, they differ from run to run: {', '.join(equivalence.unstable)}")
+        return equivalence
+
+    def _price(self, module: Module) -> Estimate | None:
+        return None if self.context.energy is None else self.context.energy.estimate(module, self.context.bindings)
+
+    def step(self, one: Pass) -> Step:
+        """Run one pass on a copy; adopt the copy if everything holds."""
+        nodes, price = self.module.node_count(), self.price
+        candidate = self.module.clone()
+        start = time.perf_counter()
+        reason, deviation, result = None, None, PassResult()
+        try:
+            result = one.run(candidate, self.context)
+            seconds = time.perf_counter() - start
+            if result.changed:
+                infer_shapes(candidate)
+                self.verifier.verify(candidate)
+                deviation = self._compare(one, candidate)
+        except JoulecError as error:
+            reason, seconds = str(error), time.perf_counter() - start
+        except Exception as error:  # noqa: BLE001 - a broken pass must not break the build; it is rolled back and said
+            reason, seconds = f"{type(error).__name__}: {first_line(error)}", time.perf_counter() - start
+        if reason is None and deviation is not None and not deviation.ok:
+            reason = (
+                f"output '{deviation.output}' deviates by {deviation.value:.2g}, allowed is {deviation.tolerance:.0e}"
+            )
+        status: Status = "rolled back" if reason else "applied" if result.changed else "unchanged"
+        if reason is None:
+            self._adopt(one, candidate, result.changed)
+        energy = None if price is None or self.price is None else (price, self.price)
+        step = Step(
+            spell_pass(one), one.fidelity, status, result, seconds, (nodes, self.module.node_count()),
+            energy, deviation, reason,
+        )  # fmt: skip
+        self.steps.append(step)
+        return step
+
+    def _compare(self, one: Pass, candidate: Module) -> Deviation | None:
+        if self.equivalence is None or one.fidelity is not Fidelity.EXACT:
+            return None
+        return self.equivalence.compare(candidate)
+
+    def _adopt(self, one: Pass, candidate: Module, changed: bool) -> None:
+        self.module = candidate
+        if not changed:
+            return
+        self.price = self._price(candidate)
+        if one.fidelity is Fidelity.LOSSY and self.equivalence is not None:
+            self.equivalence.refer_to(candidate)
