@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.values import Array
+from joulec.ir.values import Array, tensor_shape
 
 PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
 MAX_SOURCES = 16
@@ -175,7 +175,9 @@ class Rewriter:
         self.on_touch(node)
         return tuple(node.outputs)
 
-    def constant(self, array: Array | ir.TensorProtocol, hint: str, *, at: ir.Node, mask: Array | None = None) -> ir.Value:
+    def constant(
+        self, array: Array | ir.TensorProtocol, hint: str, *, at: ir.Node, mask: Array | None = None
+    ) -> ir.Value:
         """Make a constant that `at` can use: an initializer of its graph, or a Constant node in a function.
 
         Args:
@@ -189,9 +191,10 @@ class Rewriter:
         graph = _graph_of(at)
         if id(graph) in self._function_graphs:
             (value,) = self.add("Constant", [], {"value": tensor}, before=at, name=hint)
-            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+            value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
             return value
-        value = ir.Value(name=self.fresh(hint), shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        kind = ir.TensorType(tensor.dtype)
+        value = ir.Value(name=self.fresh(hint), shape=tensor_shape(tensor), type=kind, const_value=tensor)
         graph.register_initializer(value)
         if mask is not None and value.name is not None:
             self.module.masks[value.name] = mask
@@ -206,8 +209,12 @@ class Rewriter:
 
     def import_domain(self, domain: str, version: int = 1) -> None:
         """Import an operator domain into the main graph and into every function."""
-        for imports in [self.module.model.opset_imports, *(f.opset_imports for f in self.module.model.functions.values())]:
+        for imports in self._opset_imports():
             imports.setdefault(domain, version)
+
+    def _opset_imports(self) -> list[dict[str, int]]:
+        model = self.module.model
+        return [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
 
     # -- changing -------------------------------------------------------------------------------------------
 
@@ -297,14 +304,14 @@ class Rewriter:
         self._observe()
         tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
         value.const_value = tensor
-        value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+        value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
         if mask is not None and value.name is not None:
             self.module.masks[value.name] = mask
 
     def set_opset(self, version: int, domain: str = "") -> None:
         """Change the imported version of an operator domain, in the main graph and in every function."""
         self._observe()
-        for imports in [self.module.model.opset_imports, *(f.opset_imports for f in self.module.model.functions.values())]:
+        for imports in self._opset_imports():
             imports[domain] = version
             if domain == "":
                 imports.pop("ai.onnx", None)

@@ -74,13 +74,16 @@ class Runner(ABC):
     def unload(self, handle: int) -> None:
         """Free one session."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free everything."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -133,7 +136,9 @@ def with_outputs(module: Module, names: Sequence[str]) -> Module:
     return exposed
 
 
-def open_session(model: bytes | str, options: SessionOptions, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+def open_session(
+    model: bytes | str, options: SessionOptions, providers: Sequence[Any] = ("CPUExecutionProvider",)
+) -> Any:
     """Open an `onnxruntime.InferenceSession`.
 
     Raises:

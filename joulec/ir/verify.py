@@ -51,8 +51,8 @@ class Verifier:
         Raises:
             CheckError: the first thing that is wrong, with the node or value it is wrong at.
         """
-        for problem in problems(module):
-            raise CheckError(problem)
+        for broken in problems(module):
+            raise CheckError(broken)
         now = Signature.of(module)
         if now != self.signature:
             raise CheckError(f"the model's signature changed: {_first_difference(self.signature, now)}")
@@ -62,31 +62,32 @@ class Verifier:
 
 def problems(module: Module) -> Iterator[str]:
     """Yield what is structurally wrong: undefined or misordered values, duplicate names, broken masks."""
-    yield from _scope_problems(module.graph, frozenset())
+    yield from _scope_problems(module.graph)
     for function in module.model.functions.values():
-        yield from _scope_problems(function.graph, frozenset())
+        yield from _scope_problems(function.graph)
     yield from mask_problems(module)
 
 
-def _scope_problems(graph: ir.Graph, outer: frozenset[int]) -> Iterator[str]:
+def _scope_problems(graph: ir.Graph, outer: tuple[set[int], ...] = ()) -> Iterator[str]:
     defined = {id(value) for value in graph.inputs} | {id(value) for value in graph.initializers.values()}
+    scopes = (*outer, defined)  # a chain, not a union: a union per subgraph would be quadratic
     names = {value.name for value in graph.inputs} | set(graph.initializers)
-    for name, value in graph.initializers.items():
-        if value.const_value is None:
+    for name, initializer in graph.initializers.items():
+        if initializer.const_value is None:
             yield f"initializer '{name}' has no value"
     for node in graph:
-        for value in node.inputs:
-            if value is not None and id(value) not in defined and id(value) not in outer:
-                yield f"{walk.label(node)} uses '{value.name}', which is not defined before it"
+        for used in node.inputs:
+            if used is not None and not any(id(used) in scope for scope in scopes):
+                yield f"{walk.label(node)} uses '{used.name}', which is not defined before it"
         for inner in walk.subgraphs(node):
-            yield from _scope_problems(inner, outer | defined)
+            yield from _scope_problems(inner, scopes)
         for value in node.outputs:
             defined.add(id(value))
             if value.name and value.name in names:
                 yield f"{walk.label(node)} defines '{value.name}' a second time"
             names.add(value.name)
     for value in graph.outputs:
-        if id(value) not in defined and id(value) not in outer:
+        if not any(id(value) in scope for scope in scopes):
             yield f"graph output '{value.name}' is not computed"
 
 
@@ -96,7 +97,7 @@ def mask_problems(module: Module) -> Iterator[str]:
         return
     initializers = {name: value for graph in walk.graphs(module.model) for name, value in graph.initializers.items()}
     for name, mask in module.masks.items():
-        value = initializers.get(name)
+        value: ir.Value | None = initializers.get(name)
         if value is None or value.const_value is None:
             yield f"mask '{name}' names no initializer"
             continue
