@@ -1,0 +1,22 @@
+"""Shared fixtures: models in ONNX text form, and modules made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from joulec.ir.module import Module
+
+
+@pytest.fixture
+def parse() -> Callable[..., Module]:
+    """Make a module from a graph in ONNX text form: `parse("agraph (float[N] x) => (float[N] y) { y = Relu(x) }")`."""
+
+    def make(graph: str, opset: int = 19, functions: str = "") -> Module:
+        header = f'<ir_version: 9, opset_import: ["" : {opset}]>'
+        return Module(ir.from_proto(onnx.parser.parse_model(f"{header}\n{graph}\n{functions}")))
+
+    return make
