@@ -1,2 +1,199 @@
-"""Placeholder so that imports resolve; the energy room replaces it."""
-class EnergyModel: ...
+"""EnergyModel: a module and a device profile in, joules by node out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from joulec.energy.bind import Spec, bind_in_place, open_negative_dims
+from joulec.energy.estimate import (
+    MAX_ASSUMED,
+    TIERS,
+    Change,
+    Energy,
+    Estimate,
+    NodeEnergy,
+    Tier,
+    compare,
+)
+from joulec.energy.functions import inline_functions
+from joulec.energy.kernel import Plan
+from joulec.energy.kernels import plan_kernels
+from joulec.energy.price import Price, coefficient, price, resident_share
+from joulec.energy.profile import DeviceProfile
+from joulec.energy.trips import Body, bodies
+from joulec.energy.view import Sizes, Unpriced
+from joulec.energy.work import Work, work_of
+from joulec.ir.module import Module
+from joulec.ir.shapes import infer_shapes
+from joulec.ir.values import static_shape
+
+__all__ = ["Change", "Energy", "EnergyModel", "Estimate", "NodeEnergy", "compare"]
+
+MAX_DEPTH = 32
+"""Control flow nested deeper than this is unknown."""
+
+
+@dataclass(frozen=True)
+class EnergyModel:
+    """Prices modules on one device.
+
+    Attributes:
+        profile: the device.
+        target: `cpu`, `cuda` or `tensorrt`: whose kernels run Q/DQ patterns.
+    """
+
+    profile: DeviceProfile
+    target: str = "cpu"
+
+    def estimate(
+        self, module: Module, bindings: Spec | None = None, seconds_per_node: Mapping[str, float] | None = None
+    ) -> Estimate:
+        """The energy of one run of `module`, which is left as it is.
+
+        Args:
+            module: the model; functions are priced by their bodies.
+            bindings: sizes of symbolic dimensions, by symbol or by input name; others count as 1 and are named.
+            seconds_per_node: measured time by node name; those nodes are then `calibrated`, not `estimated`.
+
+        Raises:
+            InputError: a binding that names nothing, is below 1, or contradicts the model.
+        """
+        prepared = module.clone()
+        open_negative_dims(prepared)
+        notes = [note for note in (inline_functions(prepared), infer_shapes(prepared)) if note]
+        batch = _batch_axis(prepared)
+        plan = plan_kernels(prepared, self.target)
+        assumed = bind_in_place(prepared, bindings or {})
+        run = _Run(self, plan, Sizes(), dict(seconds_per_node or {}), notes=notes)
+        run.resident = resident_share(prepared.weight_bytes(), self.profile)
+        nodes = run.graph(prepared.graph, "", 1, 0)
+        return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
+
+    def price(self, work: Work, resident: float = 1.0, seconds: float | None = None) -> Price:
+        """The price of a piece of work; `resident` is the share of weights that stay in the last cache."""
+        return price(work, self.profile, resident, seconds)
+
+
+def _batch_axis(module: Module) -> bool:
+    """Whether dimension 0 of all inputs with dimensions is the same (a symbol, or a number): the batch."""
+    leading = [value.shape[0] for value in module.inputs() if value.shape is not None and len(value.shape) > 1]
+    unnamed = [dim for dim in leading if not isinstance(dim, int) and dim.value in (None, "?", "")]
+    return bool(leading) and (len(leading) == 1 or (len(set(map(str, leading))) == 1 and not unnamed))
+
+
+def _samples(module: Module, batch: bool) -> int | None:
+    """The batch size: dimension 0 of the inputs, if the outputs have it too."""
+    if not batch:
+        return None
+    shapes = [static_shape(value) for value in module.inputs()]
+    size = next((shape[0] for shape in shapes if shape is not None and len(shape) > 1), None)
+    outputs = [value.shape[0] for value in module.graph.outputs if value.shape is not None and len(value.shape) > 0]
+    return size if outputs and outputs[0] == size else None
+
+
+@dataclass
+class _Run:
+    """One estimate in the making."""
+
+    model: EnergyModel
+    plan: Plan
+    sizes: Sizes
+    seconds: Mapping[str, float]
+    resident: float = 1.0
+    notes: list[str] = field(default_factory=list)
+    trips: dict[str, int] = field(default_factory=dict)
+
+    def graph(self, graph: ir.Graph, path: str, repeats: int, depth: int) -> list[_Priced]:
+        """The nodes of `graph` and of the bodies inside, each with its terms."""
+        found: list[_Priced] = []
+        for node in graph:
+            found.append(self._node(node, path, repeats))
+            if depth < MAX_DEPTH:
+                found += self._bodies(node, path, repeats, depth)
+            elif next(iter(bodies(node, self.sizes)), None) is not None:
+                found[-1] = self._unknown(node, path, "control flow nested too deeply")
+        return found
+
+    def _node(self, node: ir.Node, path: str, repeats: int) -> _Priced:
+        name = path + _name(node)
+        try:
+            work = work_of(node, self.plan.kernels[node], self.sizes, self.plan.constants)
+        except (Unpriced, IndexError, ValueError, TypeError, OverflowError, LookupError) as error:
+            return self._unknown(node, path, str(error) or type(error).__name__)
+        seconds = self.seconds.get(name)
+        paid = price(work, self.model.profile, self.resident, seconds)
+        tier: Tier = "estimated" if seconds is None else "calibrated"
+        told = NodeEnergy(
+            name, node.op_type, Energy.of(paid.joules * repeats, tier), work.operations * repeats,
+            work.bytes * repeats, work.kernel, node.domain, paid.seconds * repeats, repeats,
+        )  # fmt: skip
+        return _Priced(told, {term: amount * repeats for term, amount in paid.terms.items()})
+
+    def _unknown(self, node: ir.Node, path: str, why: str) -> _Priced:
+        return _Priced(NodeEnergy(path + _name(node), node.op_type, Energy.unknown(), None, None, why, node.domain), {})
+
+    def _bodies(self, node: ir.Node, path: str, repeats: int, depth: int) -> list[_Priced]:
+        """The nodes of the bodies of `node`: the costlier branch of an If, each other body times its trips."""
+        inside = path + _name(node)
+        priced: list[tuple[Body, list[_Priced]]] = []
+        for body in bodies(node, self.sizes):
+            if body.assumed is not None:
+                self.trips[f"{inside}: {body.assumed}"] = 1
+            nested = self.graph(body.graph, f"{inside}/{body.name}/", repeats * body.trips, depth + 1)
+            priced.append((body, nested))
+        if node.op_type != "If" or len(priced) < 2:
+            return [one for _, nested in priced for one in nested]
+        costly = max(priced, key=lambda pair: _joules(pair[1]))
+        self.notes.append(f"If '{inside}': the costlier branch, {costly[0].name}, is counted")
+        others = [one for pair in priced if pair is not costly for one in pair[1] if one.told.energy.joules is None]
+        return costly[1] + others
+
+    def total(self, nodes: list[_Priced], assumed: list[str], samples: int | None) -> Estimate:
+        """Sum up."""
+        told = tuple(one.told for one in nodes)
+        known = [(n.energy.joules, n.energy.low, n.energy.high) for n in told if n.energy.joules is not None]
+        terms: dict[str, float] = {}
+        for one in nodes:
+            for term, amount in one.terms.items():
+                terms[term] = terms.get(term, 0.0) + amount
+        tiers = [n.energy.tier for n in told if n.energy.joules]
+        return Estimate(
+            total_joules=sum(j or 0.0 for j, _, _ in known),
+            low=sum(low or 0.0 for _, low, _ in known),
+            high=sum(high or 0.0 for _, _, high in known),
+            tier=max(tiers, key=TIERS.index, default="estimated"),
+            device=self.model.profile.name,
+            nodes=told,
+            unknown=tuple(dict.fromkeys(n.op for n in told if n.energy.joules is None)),
+            assumed=tuple(_limited(list(dict.fromkeys(assumed)))),
+            samples=samples,
+            seconds=sum(n.seconds or 0.0 for n in told),
+            notes=tuple(self.notes),
+            terms=terms,
+            coefficients={term: coefficient(self.model.profile, term) for term in terms},
+        )
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """A node's entry and its energy terms."""
+
+    told: NodeEnergy
+    terms: Mapping[str, float]
+
+
+def _joules(nodes: list[_Priced]) -> float:
+    return sum(one.told.energy.joules or 0.0 for one in nodes)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or next((str(value.name) for value in node.outputs if value.name), node.op_type)
+
+
+def _limited(names: list[str]) -> Iterator[str]:
+    yield from names[:MAX_ASSUMED]
+    if len(names) > MAX_ASSUMED:
+        yield f"and {len(names) - MAX_ASSUMED} more"

@@ -1,0 +1,206 @@
+"""Binding symbolic dimensions: what `--shape batch=8,seq=128` or `--shape x=1x3x320x320` means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from joulec.energy.known import resolve
+from joulec.errors import InputError
+from joulec.ir import walk
+from joulec.ir.module import Module, skeleton
+from joulec.ir.shapes import first_line
+
+Spec = Mapping[str, int | tuple[int, ...]]
+"""Symbol -> size, or input name -> all its dimensions. `x[2]` names a dimension without a symbol."""
+
+MAX_DIM = 1 << 40
+"""Larger dimensions are refused: no tensor of that size can exist, and products of them mean nothing."""
+
+
+def symbols(module: Module) -> dict[str, str]:
+    """The dimensions a caller may choose: symbol (or `input[axis]` for an unnamed one) -> where it first stands."""
+    found: dict[str, str] = {}
+    for value in module.inputs():
+        for axis, name in _free(value):
+            found.setdefault(name, f"dimension {axis} of input '{value.name}'")
+    return found
+
+
+def bind(module: Module, spec: Spec) -> tuple[Module, dict[str, int]]:
+    """A copy of `module` with concrete input shapes, and shapes inferred again.
+
+    Args:
+        module: left as it is.
+        spec: sizes by symbol or by input name; what it leaves open counts as 1.
+
+    Returns:
+        The copy, and the dimensions that nobody gave: {symbol: 1}.
+
+    Raises:
+        InputError: an unknown name, a dimension below 1, or one that contradicts a fixed one or another.
+    """
+    bound = module.clone()
+    assumed = bind_in_place(bound, spec)
+    return bound, assumed
+
+
+def bind_in_place(module: Module, spec: Spec) -> dict[str, int]:
+    """Like `bind`, on `module` itself."""
+    open_negative_dims(module)
+    binding = _Binding(module.inputs(), symbols(module))
+    for name, size in spec.items():
+        binding.add(name, size)
+    assumed = {name: 1 for name in binding.known if name not in binding.sizes}
+    binding.apply({**assumed, **binding.sizes})
+    _substitute(module, {**assumed, **binding.sizes})
+    infer_all(module)
+    return assumed
+
+
+def open_negative_dims(module: Module) -> None:
+    """Some exporters write -1 for "any size"; as a number it would spread through shape inference."""
+    for value in _values(module):
+        if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+            value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
+
+
+def _values(module: Module) -> Iterator[ir.Value]:
+    for graph in walk.graphs(module.model):
+        yield from graph.inputs
+        yield from graph.outputs
+        for node in graph:
+            yield from node.outputs
+
+
+def is_named(dim: int | ir.SymbolicDim) -> bool:
+    """Whether a symbolic dimension has a name of its own; exporters write `?` for "some size", each a different one."""
+    return not isinstance(dim, int) and isinstance(dim.value, str) and dim.value.strip("?") != ""
+
+
+def _free(value: ir.Value) -> Iterator[tuple[int, str]]:
+    """(axis, name) of each dimension of an input that is not fixed."""
+    for axis, dim in enumerate(value.shape or ()):
+        if not isinstance(dim, int):
+            yield axis, str(dim.value) if is_named(dim) else f"{value.name}[{axis}]"
+        elif dim < 0:
+            yield axis, f"{value.name}[{axis}]"
+
+
+@dataclass
+class _Binding:
+    """The sizes given so far, by dimension name; contradictions are refused as they come."""
+
+    inputs: Sequence[ir.Value]
+    known: Mapping[str, str]
+    sizes: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, name: str, size: int | tuple[int, ...]) -> None:
+        """Take one entry of a spec."""
+        inputs = {value.name: value for value in self.inputs}
+        if isinstance(size, int) and name not in self.known and name in inputs:
+            size = (size,)
+        if isinstance(size, int) or (name in self.known and name not in inputs and len(size) == 1):
+            self._symbol(name, size if isinstance(size, int) else size[0])
+        elif name in inputs:
+            self._input(inputs[name], tuple(size))
+        else:
+            raise InputError(self._unknown(name))
+
+    def _symbol(self, name: str, size: int) -> None:
+        if name not in self.known:
+            raise InputError(self._unknown(name))
+        _check(name, size)
+        if self.sizes.setdefault(name, size) != size:
+            raise InputError(f"shape: '{name}' is given as {self.sizes[name]} and as {size}")
+
+    def _input(self, value: ir.Value, dims: tuple[int, ...]) -> None:
+        for dim in dims:
+            _check(str(value.name), dim)
+        if value.shape is None:
+            self.ranks[str(value.name)] = dims
+            return
+        if len(dims) != len(value.shape):
+            rank = len(value.shape)
+            raise InputError(f"shape: input '{value.name}' is {value.shape} (rank {rank}), given {_x(dims)}")
+        names = dict(_free(value))
+        for axis, (given, declared) in enumerate(zip(dims, value.shape, strict=True)):
+            if axis in names:
+                self._symbol(names[axis], given)
+            elif given != declared:
+                where = f"dimension {axis} of input '{value.name}'"
+                raise InputError(f"shape: {where} is fixed at {declared}, given {given}")
+
+    def _unknown(self, name: str) -> str:
+        free = ", ".join(self.known) or "none"
+        inputs = ", ".join(f"{value.name} {value.shape}" for value in self.inputs[:8])
+        return f"shape: unknown name '{name}'; the symbols are: {free}; the inputs are: {inputs}"
+
+    def apply(self, sizes: Mapping[str, int]) -> None:
+        """Give every input its concrete shape."""
+        for value in self.inputs:
+            if value.shape is None:
+                if value.name in self.ranks:
+                    value.shape = ir.Shape(self.ranks[value.name])
+                continue
+            names = dict(_free(value))
+            value.shape = ir.Shape([sizes[names[a]] if a in names else d for a, d in enumerate(value.shape)])
+
+
+def _check(name: str, size: int) -> None:
+    if isinstance(size, bool) or not 1 <= size <= MAX_DIM:
+        raise InputError(f"shape: '{name}' must be at least 1 (and at most 2^40), given {size}")
+
+
+def _x(dims: Sequence[int]) -> str:
+    return "x".join(str(dim) for dim in dims)
+
+
+def _substitute(module: Module, sizes: Mapping[str, int]) -> None:
+    """Replace the bound symbols in every shape that the model declares."""
+    named = {name: size for name, size in sizes.items() if not name.endswith("]")}
+    for value in _values(module):
+        if value.shape is not None and not all(isinstance(dim, int) for dim in value.shape):
+            value.shape = ir.Shape([_evaluate(dim, named) for dim in value.shape])
+
+
+def _evaluate(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
+    if isinstance(dim, int) or dim.value is None:
+        return dim
+    if dim.value in sizes:
+        return sizes[dim.value]
+    try:
+        size = dim.evaluate(sizes)
+    except (ValueError, TypeError, ZeroDivisionError):
+        return dim
+    return size if isinstance(size, int) and size >= 0 else dim
+
+
+def infer_all(module: Module) -> str | None:
+    """Infer every shape again, graph outputs included; returns why it could not, else None."""
+    try:
+        inferred = ir.from_proto(resolve(skeleton(module.model)))
+    except Exception as error:  # noqa: BLE001 - onnx's C++ side raises several unrelated types; all mean "no shapes"
+        return f"shape inference failed: {first_line(error)}"
+    for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
+        known = {value.name: value for node in theirs for value in node.outputs}
+        for node in ours:
+            for value in node.outputs:
+                _adopt(value, known.get(value.name))
+    return None
+
+
+def _adopt(value: ir.Value, found: ir.Value | None) -> None:
+    if found is None:
+        return
+    if found.type is not None:
+        value.type = found.type
+    if found.shape is not None and _known(found.shape) >= _known(value.shape):
+        value.shape = found.shape.copy()
+
+
+def _known(shape: ir.Shape | None) -> int:
+    return -1 if shape is None else sum(isinstance(dim, int) for dim in shape)

@@ -1,0 +1,186 @@
+"""What ONNX Runtime fuses in float: epilogues of convolutions and matrix products, padding, x * sigmoid(x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from joulec.energy.kernel import Kernel, Plan
+from joulec.energy.view import MAX_CONSTANT_ELEMENTS
+from joulec.ir.values import constant_tensor, input_at, rank
+from joulec.ir.walk import is_onnx
+
+CONV_ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
+GEMM_ACTIVATIONS = (
+    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Softplus", "Softsign", "ThresholdedRelu",
+)  # fmt: skip
+_POOLS = ("MaxPool", "AveragePool")
+
+
+@dataclass
+class Chain:
+    """A head and the nodes that run in its kernel, in order."""
+
+    head: ir.Node
+    value: ir.Value
+    absorbed: list[ir.Node] = field(default_factory=list)
+    epilogue: list[ir.Node] = field(default_factory=list)
+    extra: list[ir.Value] = field(default_factory=list)
+
+    def take(self, node: ir.Node, *, counts: bool = True, reads: ir.Value | None = None) -> None:
+        """Absorb `node`; `counts` if its arithmetic happens at run time, `reads` if it brings another operand."""
+        self.absorbed.append(node)
+        self.value = node.outputs[0]
+        if counts:
+            self.epilogue.append(node)
+        if reads is not None:
+            self.extra.append(reads)
+
+
+def fuse_conv(plan: Plan, head: ir.Node) -> None:
+    """Conv -> [BatchNormalization | Mul | Add by constants]* -> [Add of a blocked value] -> [activation]."""
+    chain = Chain(head, head.outputs[0])
+    if input_at(head, 1) in plan.constants:
+        _fold_scales(plan, chain)
+    _residual(plan, chain)
+    _activation(plan, chain, CONV_ACTIVATIONS)
+    plan.blocked.add(chain.value)
+    _commit(plan, chain, "FusedConv" if chain.epilogue else "Conv", _pad_reads(plan, head))
+
+
+def fuse_gemm(plan: Plan, head: ir.Node) -> None:
+    """Gemm -> [activation]."""
+    chain = Chain(head, head.outputs[0])
+    _activation(plan, chain, GEMM_ACTIVATIONS)
+    _commit(plan, chain, "FusedGemm" if chain.absorbed else "Gemm", plan.reads(head))
+
+
+def fuse_matmul(plan: Plan, head: ir.Node) -> None:
+    """MatMul of matrices -> Add of a constant row -> [activation], which runs as one Gemm; else a plain MatMul."""
+    chain = Chain(head, head.outputs[0])
+    add = bias_add(plan, head)
+    if add is not None:
+        chain.take(add[0], reads=add[1])
+        _activation(plan, chain, GEMM_ACTIVATIONS)
+    name = "MatMul" if add is None else "FusedGemm" if len(chain.absorbed) > 1 else "Gemm"
+    _commit(plan, chain, name, plan.reads(head))
+
+
+def bias_add(plan: Plan, head: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a constant of rank 1 or 2 right behind a MatMul of two matrices, and that constant."""
+    if rank(input_at(head, 0)) != 2 or rank(input_at(head, 1)) != 2:
+        return None
+    add = plan.follower(head.outputs[0])
+    if add is None or not is_onnx(add, "Add"):
+        return None
+    other = _other_operand(plan, add, head.outputs[0])
+    return (add, other) if other in plan.constants and other is not None and (rank(other) or 3) <= 2 else None
+
+
+def _commit(plan: Plan, chain: Chain, name: str, reads: tuple[ir.Value | None, ...]) -> None:
+    kernel = Kernel(name, (*reads, *chain.extra), (chain.value,), epilogue=tuple(chain.epilogue))
+    plan.kernels[chain.head] = kernel
+    plan.absorb(chain.absorbed, chain.head)
+
+
+def _fold_scales(plan: Plan, chain: Chain) -> None:
+    while (node := plan.follower(chain.value)) is not None:
+        if is_onnx(node, "BatchNormalization"):
+            foldable = plan.origin(node.inputs[0]) is chain.value and all(v in plan.constants for v in node.inputs[1:])
+        else:
+            foldable = is_onnx(node, "Mul", "Add") and _per_channel(plan, node, chain)
+        if not foldable:
+            return
+        chain.take(node, counts=False)
+
+
+def _per_channel(plan: Plan, node: ir.Node, chain: Chain) -> bool:
+    """Whether the other operand is a constant with one number per output channel."""
+    other = _other_operand(plan, node, chain.value)
+    weight = input_at(chain.head, 1)
+    if other is None or other not in plan.constants or weight is None or weight.shape is None or other.shape is None:
+        return False
+    sizes = [dim for dim in other.shape if dim != 1]
+    return len(other.shape) >= 1 and sizes == [weight.shape[0]]
+
+
+def _residual(plan: Plan, chain: Chain) -> None:
+    node = plan.follower(chain.value)
+    if node is None or not is_onnx(node, "Add", "Sum"):
+        return
+    other = _other_operand(plan, node, chain.value)
+    if other is not None and other in plan.blocked and _same_shape(other, chain.value):
+        chain.take(node, reads=other)
+
+
+def _same_shape(a: ir.Value, b: ir.Value) -> bool:
+    return a.shape is None or b.shape is None or len(a.shape) == len(b.shape)
+
+
+def _other_operand(plan: Plan, node: ir.Node, value: ir.Value) -> ir.Value | None:
+    operands = [plan.origin(v) for v in node.inputs]
+    others = [v for v in operands if v is not value]
+    return others[0] if len(others) == 1 else None
+
+
+def _activation(plan: Plan, chain: Chain, kinds: tuple[str, ...]) -> None:
+    node = plan.follower(chain.value)
+    if node is None or not is_onnx(node, *kinds) or any(v not in plan.constants for v in node.inputs[1:] if v):
+        return
+    chain.take(node)
+
+
+def _pad_reads(plan: Plan, head: ir.Node) -> tuple[ir.Value | None, ...]:
+    """The inputs of a convolution, a zero Pad in front of it fused away."""
+    reads = plan.reads(head)
+    pad = plan.producer(head.inputs[0])
+    if pad is None or not is_onnx(pad, "Pad") or plan.follower(pad.outputs[0]) not in (None, head):
+        return reads
+    if len(pad.outputs[0].uses()) != 1 or pad.outputs[0].is_graph_output() or not _pads_zeros(plan, pad):
+        return reads
+    plan.kernels[pad] = Kernel(f"fused into {head.op_type} '{head.name}'", runs=False)
+    return (plan.origin(pad.inputs[0]), *reads[1:])
+
+
+def _pads_zeros(plan: Plan, pad: ir.Node) -> bool:
+    mode = pad.attributes.get("mode")
+    if mode is not None and (mode.is_ref() or mode.value != "constant"):
+        return False
+    fill = input_at(pad, 2)
+    legacy = pad.attributes.get("value")
+    if fill is None:
+        constant_pads = input_at(pad, 1) is None or input_at(pad, 1) in plan.constants
+        return constant_pads and (legacy is None or (not legacy.is_ref() and legacy.value == 0))
+    tensor = constant_tensor(fill)
+    return tensor is not None and 0 < tensor.size <= MAX_CONSTANT_ELEMENTS and not np.any(tensor.numpy())
+
+
+def fuse_swish(plan: Plan, node: ir.Node) -> bool:
+    """x * Sigmoid(x) runs as one QuickGelu: the Sigmoid is computed inside the Mul."""
+    follower = plan.follower(node.outputs[0])
+    if follower is None or not is_onnx(follower, "Mul"):
+        return False
+    source = plan.origin(node.inputs[0])
+    if _other_operand(plan, follower, node.outputs[0]) is not source:
+        return False
+    plan.kernels[follower] = Kernel("QuickGelu", (source,), (follower.outputs[0],), epilogue=(node,))
+    plan.absorb([node], follower)
+    return True
+
+
+def follow_blocked(plan: Plan, node: ir.Node) -> None:
+    """Pools, Concat, Add and activations of values in the blocked layout keep it."""
+    keeps = (*_POOLS, *CONV_ACTIVATIONS, "Add", "Sum", "Mul", "Concat", "BatchNormalization", "GlobalAveragePool")
+    if not is_onnx(node, *keeps):
+        return
+    given = [plan.origin(v) for v in node.inputs if v is not None]
+    data = [v for v in given if v not in plan.constants]
+    if data and all(v in plan.blocked for v in data):
+        plan.blocked.update(node.outputs)
+
+
+def plain(plan: Plan, node: ir.Node) -> Kernel:
+    """The node's own kernel on its own inputs and outputs."""
+    return Kernel(node.op_type, plan.reads(node), tuple(v for v in node.outputs if v.name))

@@ -1,0 +1,150 @@
+"""From work to joules: the roofline-with-energy formula, as a sum of amounts times coefficients.
+
+    E = sum_d flop_d * e_d + sum_l bytes_l * e_l + launches * e_launch + P_static * T,   E <= P_cap * T
+    T = measured, else max(sum_d flop_d / (eta * peak_d), dram / (eta_m * bw), cache / (eta_m * bw)) + n * t_launch
+
+Choi et al. 2013 (a roofline model of energy); the static term follows T. Kept as terms (name -> amount), so that two
+estimates can be subtracted term by term: coefficients that both share then cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from joulec.energy.profile import Coefficient, DeviceProfile
+from joulec.energy.work import Work
+
+PICO = 1e-12
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A number and the interval of its coefficients."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one node costs.
+
+    Attributes:
+        joules: dynamic and static energy.
+        seconds: its time, measured or estimated.
+        terms: term -> amount, in operations, bytes, launches or seconds; joules = sum of amount * coefficient.
+    """
+
+    joules: float
+    seconds: float
+    terms: Mapping[str, float]
+
+
+def price(work: Work, profile: DeviceProfile, resident: float, seconds: float | None = None) -> Price:
+    """The price of `work` on `profile`.
+
+    Args:
+        work: what the node does.
+        profile: the device.
+        resident: the share of the model's weights that stays in the last cache from run to run, 0..1.
+        seconds: measured time, replacing the roofline's.
+    """
+    if work.launches == 0:
+        return Price(0.0, 0.0, {})
+    terms: dict[str, float] = {}
+    for kind, count in work.flops.items():
+        _add(terms, f"energy:{profile.resolve('energy', kind)}", count)
+    dram = dram_bytes(work, profile, resident)
+    _add(terms, "memory:cache", work.bytes)
+    _add(terms, "memory:dram", dram)
+    _add(terms, "launch", work.launches)
+    time = _static_terms(terms, work, profile, dram, seconds)
+    joules = sum(amount * coefficient(profile, name).value for name, amount in terms.items())
+    return _capped(Price(joules, time, terms), profile)
+
+
+def dram_bytes(work: Work, profile: DeviceProfile, resident: float) -> float:
+    """Bytes that miss the last cache: of the weights what is not resident, of the activations what exceeds it.
+
+    Smooth in the sizes (no cliff at the cache's size), and never smaller for larger tensors.
+    """
+    cache = profile.memory["cache_size"].value
+    activations = work.input_bytes + work.output_bytes
+    missing = max(0.0, 1.0 - cache / activations) if activations else 0.0
+    return work.weight_bytes * (1.0 - resident) + activations * missing
+
+
+def resident_share(weight_bytes: float, profile: DeviceProfile) -> float:
+    """The share of `weight_bytes` that the last cache keeps from run to run."""
+    cache = profile.memory["cache_size"].value
+    return 1.0 if weight_bytes <= cache else cache / weight_bytes
+
+
+def _add(terms: dict[str, float], name: str, amount: float) -> None:
+    if amount:
+        terms[name] = terms.get(name, 0.0) + amount
+
+
+def _static_terms(
+    terms: dict[str, float], work: Work, profile: DeviceProfile, dram: float, seconds: float | None
+) -> float:
+    """Add the terms of static energy, by what bounds the time, and return the time."""
+    if seconds is not None:
+        _add(terms, "static:seconds", seconds)
+        return seconds
+    compute: dict[str, float] = {}
+    for kind, count in work.flops.items():
+        unit = "matrix" if kind.endswith("-matrix") else "vector"
+        _add(compute, f"static:{unit}:{profile.resolve('peak', kind)}", count)
+    candidates = [compute, {"static:dram": dram}, {"static:cache": float(work.bytes)}]
+    times = [sum(amount / rate(profile, name).value for name, amount in one.items()) for one in candidates]
+    bound = max(range(len(times)), key=lambda index: times[index])
+    for name, amount in candidates[bound].items():
+        _add(terms, name, amount)
+    _add(terms, "static:launch", work.launches)
+    return times[bound] + work.launches * profile.launch["time"].value
+
+
+def rate(profile: DeviceProfile, term: str) -> Bounds:
+    """How fast a `static:` term is worked off, in its units per second."""
+    kind, _, key = term.removeprefix("static:").partition(":")
+    if kind in ("matrix", "vector"):
+        return _product(profile.efficiency[kind], profile.peak[key])
+    return _product(profile.efficiency["memory"], profile.memory[f"{kind}_bandwidth"])
+
+
+def coefficient(profile: DeviceProfile, term: str) -> Bounds:
+    """Joules per unit of a term, with the interval that its coefficients span."""
+    kind, _, key = term.partition(":")
+    if kind == "energy":
+        return _scale(profile.energy[key], PICO)
+    if kind == "memory":
+        return _scale(profile.memory[f"{key}_energy"], PICO)
+    if kind == "launch":
+        return _scale(profile.launch["energy"], 1.0)
+    power = profile.power["static"]
+    if key == "seconds":
+        return _scale(power, 1.0)
+    if key == "launch":
+        return _product(power, profile.launch["time"])
+    speed = rate(profile, term)
+    return Bounds(power.value / speed.value, power.low / speed.high, power.high / speed.low)
+
+
+def _scale(number: Coefficient, factor: float) -> Bounds:
+    return Bounds(number.value * factor, number.low * factor, number.high * factor)
+
+
+def _product(a: Coefficient, b: Coefficient) -> Bounds:
+    return Bounds(a.value * b.value, a.low * b.low, a.high * b.high)
+
+
+def _capped(found: Price, profile: DeviceProfile) -> Price:
+    """No operator draws more than the device's cap: E <= P_cap * T."""
+    most = profile.power["cap"].value * found.seconds
+    if found.joules <= most or found.joules == 0.0:
+        return found
+    share = most / found.joules
+    return Price(most, found.seconds, {name: amount * share for name, amount in found.terms.items()})

@@ -1,0 +1,228 @@
+"""Device profiles: what an operation, a byte, a launch and a second cost on a device, each number with its source.
+
+A profile is a TOML file. Every coefficient is a table {value, low, high, unit, source}; nothing is implied.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from joulec.errors import InputError
+
+MAX_PROFILE_BYTES = 256 * 1024
+DEFAULT = {"cpu": "generic-server-cpu", "cuda": "a100", "tensorrt": "a100"}
+"""The profile that prices a target unless the user names one."""
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """One number of a profile: `value` within [low, high], in `unit`, and where it comes from."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    source: str
+
+
+_UNITS = {"energy": "pJ/op", "peak": "op/s"}
+_REQUIRED: Mapping[str, Mapping[str, str]] = {
+    "memory": {
+        "dram_energy": "pJ/B", "cache_energy": "pJ/B", "dram_bandwidth": "B/s", "cache_bandwidth": "B/s",
+        "cache_size": "B",
+    },
+    "launch": {"energy": "J", "time": "s"},
+    "power": {"static": "W", "cap": "W"},
+    "efficiency": {"matrix": "1", "vector": "1", "memory": "1"},
+}  # fmt: skip
+_HEAD = {"name", "description", "kind", "cores", "features"}
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A device as the energy model sees it.
+
+    Attributes:
+        name: what reports call it.
+        description: what hardware it stands for, and its scope (board, package, slice of a package).
+        kind: `cpu` or `gpu`.
+        cores: CPU cores that the powers, peaks and bandwidths stand for; None for a whole board.
+        features: instruction sets it has, e.g. `vnni`; a coefficient `int8+vnni` then replaces `int8`.
+        energy: arithmetic class -> pJ per operation, beyond static power.
+        peak: arithmetic class -> operations per second.
+        memory: energies (pJ/B), bandwidths (B/s) and size (B) of DRAM and of the last cache.
+        launch: energy (J) and time (s) per kernel started.
+        power: static power (W) and the cap (W) that no operator exceeds.
+        efficiency: the share of peak that kernels reach: `matrix`, `vector`, and `memory` of bandwidths.
+    """
+
+    name: str
+    description: str
+    kind: str
+    energy: Mapping[str, Coefficient]
+    peak: Mapping[str, Coefficient]
+    memory: Mapping[str, Coefficient]
+    launch: Mapping[str, Coefficient]
+    power: Mapping[str, Coefficient]
+    efficiency: Mapping[str, Coefficient]
+    cores: int | None = None
+    features: tuple[str, ...] = ()
+    _found: dict[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
+
+    def resolve(self, table: str, kind: str) -> str:
+        """The key of `table` ("energy" or "peak") that stands for arithmetic class `kind`.
+
+        In this order: with a feature of the device, as it is, without `-matrix`, fp32. Integer and half-precision
+        arithmetic that the profile does not list runs on the same vector units, so it costs as much as fp32.
+        """
+        if (table, kind) not in self._found:
+            self._found[table, kind] = self._resolve(self.energy if table == "energy" else self.peak, kind)
+        return self._found[table, kind]
+
+    def _resolve(self, known: Mapping[str, Coefficient], kind: str) -> str:
+        base = kind.removesuffix("-matrix")
+        fallback = "fp32-matrix" if kind != base else "fp32"
+        for name in dict.fromkeys([kind, base, fallback, "fp32"]):
+            for key in [*(f"{name}+{feature}" for feature in self.features), name]:
+                if key in known:
+                    return key
+        raise InputError(f"device profile '{self.name}' has no fp32 coefficient")
+
+    def with_cores(self, cores: int) -> DeviceProfile:
+        """The same CPU with `cores` of its cores: powers, peaks, bandwidths and cache in proportion."""
+        if self.cores is None or cores < 1:
+            raise InputError(f"device profile '{self.name}' is not given per core")
+        share = cores / self.cores
+        sized = {k: _scaled(c, share) if c.unit in ("B/s", "B") else c for k, c in self.memory.items()}
+        return replace(
+            self, cores=cores, memory=sized,
+            peak={k: _scaled(c, share) for k, c in self.peak.items()},
+            power={k: _scaled(c, share) for k, c in self.power.items()},
+        )  # fmt: skip
+
+    def with_features(self, *features: str) -> DeviceProfile:
+        """The same device with exactly these instruction sets."""
+        return replace(self, features=tuple(features), _found={})
+
+
+def _scaled(number: Coefficient, share: float) -> Coefficient:
+    return replace(number, value=number.value * share, low=number.low * share, high=number.high * share)
+
+
+def profile_names() -> list[str]:
+    """The profiles that ship with joulec."""
+    folder = resources.files("joulec.energy") / "devices"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_profile(name_or_path: str | Path = "generic-server-cpu") -> DeviceProfile:
+    """Load a profile by the name of one that ships, or from a TOML file.
+
+    Raises:
+        InputError: no such profile or file, or a file that is too large, malformed, incomplete, or has unknown keys.
+    """
+    text = str(name_or_path)
+    if text in profile_names():
+        data = (resources.files("joulec.energy") / "devices" / f"{text}.toml").read_bytes()
+        return parse_profile(data, text)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(f"no device profile '{text}': known are {', '.join(profile_names())}, or give a .toml file")
+    with path.open("rb") as file:
+        data = file.read(MAX_PROFILE_BYTES + 1)
+    return parse_profile(data, text)
+
+
+def parse_profile(data: bytes, where: str) -> DeviceProfile:
+    """Check and build a profile from TOML text; `where` is named in errors."""
+    if len(data) > MAX_PROFILE_BYTES:
+        raise InputError(f"{where}: larger than {MAX_PROFILE_BYTES} bytes, not a device profile")
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not a TOML file: {str(error).splitlines()[0]}") from None
+    return _build(table, where)
+
+
+def _build(table: dict[str, Any], where: str) -> DeviceProfile:
+    _only(table, _HEAD | {"energy", "peak", *_REQUIRED}, where, "")
+    groups: dict[str, Any] = {name: _group(table, name, where) for name in ("energy", "peak", *_REQUIRED)}
+    for name in ("energy", "peak"):
+        if "fp32" not in groups[name]:
+            raise InputError(f"{where}: [{name}.fp32] is missing")
+    if groups["power"]["cap"].value <= groups["power"]["static"].value:
+        raise InputError(f"{where}: power.cap must be above power.static")
+    return DeviceProfile(
+        name=_text(table, "name", where), description=_text(table, "description", where), kind=_kind(table, where),
+        cores=_cores(table, where), features=_features(table, where), **groups,
+    )  # fmt: skip
+
+
+def _only(table: Mapping[str, Any], allowed: set[str], where: str, inside: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key '{inside}{key}'; known are {', '.join(sorted(allowed))}")
+
+
+def _group(table: Mapping[str, Any], name: str, where: str) -> dict[str, Coefficient]:
+    group = table.get(name)
+    if not isinstance(group, dict):
+        raise InputError(f"{where}: table [{name}] is missing")
+    units = _REQUIRED.get(name)
+    if units is not None:
+        _only(group, set(units), where, f"{name}.")
+        for key in units:
+            if key not in group:
+                raise InputError(f"{where}: [{name}.{key}] is missing")
+    unit_of = units or dict.fromkeys(group, _UNITS[name])
+    return {key: _coefficient(entry, f"{name}.{key}", where, unit_of[key]) for key, entry in group.items()}
+
+
+def _coefficient(entry: Any, key: str, where: str, unit: str) -> Coefficient:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: '{key}' must be a table with value, low, high, unit and source")
+    _only(entry, {"value", "low", "high", "unit", "source"}, where, f"{key}.")
+    numbers = [entry.get(name) for name in ("value", "low", "high")]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        raise InputError(f"{where}: '{key}' needs numbers for value, low and high")
+    value, low, high = (float(n) for n in numbers if n is not None)
+    if not 0 <= low <= value <= high < float("inf") or value == 0:
+        raise InputError(f"{where}: '{key}' must have 0 <= low <= value <= high, and a value above 0")
+    if entry.get("unit") != unit:
+        raise InputError(f"{where}: '{key}' must be in {unit}")
+    return Coefficient(value, low, high, unit, _text(entry, "source", f"{where}: {key}"))
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: '{key}' must be a text")
+    return value
+
+
+def _kind(table: Mapping[str, Any], where: str) -> str:
+    kind = _text(table, "kind", where)
+    if kind not in ("cpu", "gpu"):
+        raise InputError(f"{where}: kind must be 'cpu' or 'gpu', not '{kind}'")
+    return kind
+
+
+def _cores(table: Mapping[str, Any], where: str) -> int | None:
+    cores = table.get("cores")
+    if cores is None:
+        return None
+    if not isinstance(cores, int) or isinstance(cores, bool) or cores < 1:
+        raise InputError(f"{where}: cores must be a whole number of at least 1")
+    return cores
+
+
+def _features(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    features = table.get("features", [])
+    if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
+        raise InputError(f"{where}: features must be a list of texts")
+    return tuple(features)
