@@ -1,0 +1,114 @@
+"""Accuracy of a module: the user's own metric, or fidelity to the input model where there is none."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from joulec.errors import InputError
+from joulec.ir.feeds import Feed, Feeds
+from joulec.ir.module import Module
+from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.shapes import first_line
+
+Infer = Callable[[Feed], dict[str, Any]]
+Metric = Callable[[Infer], float]
+
+
+class Judge(ABC):
+    """Scores modules; higher is better. A drop is a difference of scores in absolute points."""
+
+    name: str
+    baseline: float
+
+    @abstractmethod
+    def score(self, module: Module) -> float:
+        """The module's score."""
+
+    def drop(self, module: Module) -> float:
+        """How much worse than the input model it is; negative where it is better."""
+        return self.baseline - self.score(module)
+
+
+class MetricJudge(Judge):
+    """The user's function `metric(infer) -> float`.
+
+    Raises:
+        InputError: the function fails, or returns something that is not a finite number.
+    """
+
+    name = "metric"
+
+    def __init__(self, metric: Metric, runner: Runner, baseline: Module, options: SessionOptions) -> None:
+        self._metric, self._runner, self._options = metric, runner, options
+        self.baseline = self.score(baseline)
+
+    def score(self, module: Module) -> float:
+        handle = self._runner.load(module, options=self._options)
+        try:
+            value = float(self._metric(lambda feed: self._runner.run(handle, feed)))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"metric: {type(error).__name__}: {first_line(error)}") from error
+        finally:
+            self._runner.unload(handle)
+        if not math.isfinite(value):
+            raise InputError(f"metric: returned {value}; it must be a finite number, higher is better")
+        return value
+
+
+class FidelityJudge(Judge):
+    """1 - ||y - y0|| / ||y0|| over all feeds, of the worst output; y0 are the input model's outputs.
+
+    Both models run feed by feed, so memory does not grow with the number of feeds. Outputs whose y0 is all zeros
+    cannot be judged and are named in `zero_outputs`.
+    """
+
+    name = "fidelity"
+    baseline = 1.0
+
+    def __init__(self, runner: Runner, baseline: Module, feeds: Feeds, options: SessionOptions) -> None:
+        self._runner, self._reference, self._feeds, self._options = runner, baseline, feeds, options
+        self.zero_outputs: tuple[str, ...] = ()
+
+    def score(self, module: Module) -> float:
+        reference = self._runner.load(self._reference, options=self._options)
+        candidate = self._runner.load(module, options=self._options)
+        try:
+            norms = self._norms(reference, candidate)
+        finally:
+            self._runner.unload(reference)
+            self._runner.unload(candidate)
+        self.zero_outputs = tuple(name for name, (_, norm) in norms.items() if norm == 0)
+        ratios = [math.sqrt(error / norm) for error, norm in norms.values() if norm > 0]
+        wrong = any(error > 0 for error, norm in norms.values() if norm == 0)
+        return 1.0 - max([*ratios, 1.0] if wrong else ratios, default=0.0)
+
+    def _norms(self, reference: int, candidate: int) -> dict[str, tuple[float, float]]:
+        """Squared norms per output: of the difference, and of the reference."""
+        sums: dict[str, tuple[float, float]] = {}
+        for feed in self._feeds:
+            expected, actual = self._runner.run(reference, feed), self._runner.run(candidate, feed)
+            for name, value in expected.items():
+                error, norm = _squares(value, actual[name])
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + error, before[1] + norm)
+        return sums
+
+
+def _squares(expected: Any, actual: Any) -> tuple[float, float]:
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "biuf":
+        same = np.array_equal(np.asarray(expected, object), np.asarray(actual, object))
+        return (0.0 if same else 1.0), 1.0
+    if expected.shape != np.shape(actual):
+        return 1.0, 1.0
+    one, other = expected.astype(np.float64), np.asarray(actual).astype(np.float64)
+    both = np.isfinite(one)
+    if not np.array_equal(both, np.isfinite(other)):
+        return float("inf"), 1.0
+    return float(np.sum((one - other)[both] ** 2)), float(np.sum(one[both] ** 2))

@@ -1,0 +1,183 @@
+"""The artefact directory: written whole or not at all, checked when it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from joulec.backends import BACKENDS
+from joulec.backends.base import MODEL_FILE, SESSION_FILE, SessionSettings, write_json
+from joulec.errors import InputError, UnavailableError
+from joulec.ir.onnx_file import read
+from joulec.ir.runner import open_session
+from joulec.ir.values import Array
+
+MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE = "manifest.json", "masks.npz", "calibration.json"
+DECISIONS_FILE, REPORT_FILE = "decisions.json", "report.html"
+MAX_JSON = 1 << 28
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `directory` when the block ends without an error.
+
+    The folder lies beside the destination, so the final renames stay on one file system. On an error it is removed
+    and what stood at `directory` is untouched.
+
+    Raises:
+        InputError: `directory` exists and is neither empty nor an artefact, or cannot be written.
+    """
+    destination = Path(os.path.abspath(directory))
+    _require_replaceable(destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}") from error
+    try:
+        yield staging
+        staging.chmod(0o755)
+        _swap(staging, destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_replaceable(destination: Path) -> None:
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise InputError(f"{destination}: exists and is not a directory; choose another -o")
+    if any(destination.iterdir()) and not (destination / MANIFEST_FILE).is_file():
+        raise InputError(f"{destination}: holds files that joulec did not write; choose another -o or empty it")
+
+
+def _swap(staging: Path, destination: Path) -> None:
+    """Put `staging` at `destination`; whatever fails, one whole directory stands there."""
+    if not destination.exists():
+        staging.rename(destination)
+        return
+    old = staging.with_name(staging.name + ".old")
+    destination.rename(old)
+    try:
+        staging.rename(destination)
+    except OSError:
+        old.rename(destination)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an .npz whose bytes depend only on the arrays (numpy's own carries no time, but pins no order)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def digests(directory: Path) -> dict[str, dict[str, Any]]:
+    """sha256 and size of every file in an artefact except its manifest, by name."""
+    found = {}
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.name != MANIFEST_FILE:
+            with file.open("rb") as stream:
+                found[file.name] = {
+                    "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+                    "bytes": file.stat().st_size,
+                }
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of bounded size.
+
+    Raises:
+        InputError: it is missing, too large or not JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise InputError(f"{path}: larger than {MAX_JSON >> 20} MiB, not one of joulec's files")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from error
+
+
+def is_current(directory: Path, key: str) -> bool:
+    """Whether `directory` holds an intact artefact that was built under content key `key`."""
+    if not (directory / MANIFEST_FILE).is_file():
+        return False
+    try:
+        manifest = read_json(directory / MANIFEST_FILE)
+    except InputError:
+        return False
+    return isinstance(manifest, dict) and manifest.get("key") == key and manifest.get("files") == digests(directory)
+
+
+def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+    """Open an artefact as an `onnxruntime.InferenceSession` with its own options.
+
+    The artefact is treated as untrusted: options must be on the allow-lists, no custom-operator library is loaded,
+    and external data must lie inside the directory.
+
+    Args:
+        directory: what `joulec optimize -o` wrote.
+        threads: intra-op threads instead of the artefact's own; 0 leaves it to ONNX Runtime.
+
+    Raises:
+        InputError: not an artefact, or one that asks for something not allowed.
+        UnavailableError: the artefact's execution provider is not available on this machine.
+    """
+    folder = Path(directory)
+    if not (folder / MODEL_FILE).is_file():
+        raise InputError(f"{folder}: no {MODEL_FILE} here; give the directory that 'joulec optimize -o' wrote")
+    settings = _settings(folder)
+    _require_provider(settings.provider)
+    read(folder / MODEL_FILE)  # checks structure and external data before ONNX Runtime opens anything
+    chosen = settings.options() if threads is None else SessionSettings(
+        settings.provider, settings.provider_options, threads, settings.config, settings.disabled_optimizers
+    ).options()  # fmt: skip
+    providers = [(settings.provider, dict(settings.provider_options))]
+    session = open_session(str(folder / MODEL_FILE), chosen, providers)
+    if session.get_providers()[0] != settings.provider:
+        raise UnavailableError(f"{folder}: asked for {settings.provider}, ONNX Runtime gave {session.get_providers()[0]}")
+    return session
+
+
+def _settings(folder: Path) -> SessionSettings:
+    path = folder / SESSION_FILE
+    data = read_json(path)
+    provider = data.get("provider") if isinstance(data, dict) else None
+    for backend in BACKENDS.values():
+        if backend.target.provider == provider:
+            return SessionSettings.from_json(data, str(path), backend.provider_options)
+    raise InputError(f"{path}: provider {provider!r} is not one joulec emits for")
+
+
+def _require_provider(provider: str) -> None:
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise UnavailableError("loading an artefact needs onnxruntime: pip install 'joulec[cpu]'") from None
+    if provider not in ort.get_available_providers():
+        raise UnavailableError(f"{provider} is not in this onnxruntime ({', '.join(ort.get_available_providers())})")
+
+
+def write_manifest(directory: Path, key: str, target: str, report: Mapping[str, Any], version: str) -> None:
+    """Write manifest.json last, over everything else in `directory`."""
+    write_json(
+        directory / MANIFEST_FILE,
+        {"joulec": version, "key": key, "target": target, "files": digests(directory), "report": dict(report)},
+    )

@@ -1,0 +1,160 @@
+"""What a backend is: one target, what it accepts, how a module is emitted for it and how the result is checked."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from joulec.errors import InputError
+from joulec.ir.module import Module
+from joulec.ir.runner import SessionOptions
+from joulec.passes.base import Pass
+from joulec.passes.target import Target
+from joulec.passes.upgrade_opset import UpgradeOpset
+
+MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
+
+SESSION_KEYS = frozenset(
+    {
+        "session.intra_op.allow_spinning",
+        "session.inter_op.allow_spinning",
+        "session.set_denormal_as_zero",
+        "session.disable_prepacking",
+    }
+)
+"""Session configuration entries an artefact may set. ONNX Runtime accepts unknown ones silently, so this list is the
+only guard; entries that name files or libraries are not on it, because an artefact is untrusted."""
+
+OPTIMIZERS = frozenset({"WeightBiasQuantization"})
+"""ONNX Runtime optimizers an artefact may disable."""
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What session.json holds: how the artefact wants to be opened.
+
+    Attributes:
+        provider: ONNX Runtime's execution provider.
+        provider_options: its options, from the backend's allow-list.
+        threads: intra-op threads, 0 for ONNX Runtime's default.
+        config: session configuration entries, from `SESSION_KEYS`.
+        disabled_optimizers: from `OPTIMIZERS`.
+    """
+
+    provider: str
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+    config: Mapping[str, str] = field(default_factory=dict)
+    disabled_optimizers: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `from_json` reads."""
+        return {
+            "provider": self.provider,
+            "provider_options": dict(self.provider_options),
+            "threads": self.threads,
+            "config": dict(self.config),
+            "disabled_optimizers": list(self.disabled_optimizers),
+        }
+
+    @classmethod
+    def from_json(cls, data: object, where: str, provider_options: frozenset[str]) -> SessionSettings:
+        """Read and check a session.json.
+
+        Args:
+            data: the parsed JSON.
+            where: the file's name, for errors.
+            provider_options: the options that the backend allows.
+
+        Raises:
+            InputError: a key, type or option that is not on the lists.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("provider"), str):
+            raise InputError(f"{where}: not a session file (an object with 'provider')")
+        unknown = set(data) - {"provider", "provider_options", "threads", "config", "disabled_optimizers"}
+        _allow(where, "key", unknown, frozenset())
+        threads = data.get("threads", 1)
+        if not isinstance(threads, int) or not 0 <= threads <= 1024:
+            raise InputError(f"{where}: threads must be an integer from 0 to 1024")
+        options, config = _strings(where, data, "provider_options"), _strings(where, data, "config")
+        disabled = data.get("disabled_optimizers", [])
+        if not isinstance(disabled, list) or not all(isinstance(name, str) for name in disabled):
+            raise InputError(f"{where}: disabled_optimizers must be a list of names")
+        _allow(where, "provider option", options, provider_options)
+        _allow(where, "session option", config, SESSION_KEYS)
+        _allow(where, "disabled optimizer", disabled, OPTIMIZERS)
+        return cls(data["provider"], options, threads, config, tuple(disabled))
+
+    def options(self, custom_ops: Sequence[Path] = ()) -> SessionOptions:
+        """The same settings for a `Runner`."""
+        return SessionOptions(self.threads, "all", self.config, self.disabled_optimizers, tuple(custom_ops))
+
+
+def _strings(where: str, data: Mapping[str, Any], key: str) -> dict[str, str]:
+    found = data.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise InputError(f"{where}: {key} must map names to strings")
+    return found
+
+
+def _allow(where: str, what: str, given: Any, allowed: frozenset[str]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise InputError(f"{where}: {what} {name!r} is not allowed in an artefact")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung of the ladder of evidence: `passed`, `failed` or `skipped`, and the detail that a reader needs."""
+
+    name: str
+    status: str
+    detail: str
+
+
+class Backend(ABC):
+    """One target."""
+
+    target: Target
+    provider_options: frozenset[str] = frozenset()
+    """Provider options that an artefact for this target may set."""
+
+    def legalization(self) -> list[Pass]:
+        """Passes that must run for this target whatever the user orders, before all others."""
+        return [UpgradeOpset()]
+
+    @abstractmethod
+    def settings(self, threads: int) -> SessionSettings:
+        """How the artefact is to be opened."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for `joulec targets`: what is emitted for this target today."""
+
+    def emit(self, module: Module, directory: Path, threads: int) -> None:
+        """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`."""
+        final = module.clone()
+        final.model.ir_version = ir_version_for(final, self.target)
+        final.save(directory / MODEL_FILE)
+        write_json(directory / SESSION_FILE, self.settings(threads).to_json())
+
+    @abstractmethod
+    def check(self, module: Module, directory: Path) -> list[Rung]:
+        """Climb the ladder of evidence for what was emitted into `directory`; missing rungs are said."""
+
+
+def ir_version_for(module: Module, target: Target) -> int:
+    """The ONNX IR version to emit: the oldest that holds the module's opsets, at least the target's."""
+    opsets = [onnx.helper.make_opsetid(domain, v) for domain, v in module.model.opset_imports.items()]
+    return int(max(onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True), target.ir_version))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON the same way everywhere: sorted keys, two spaces, a final newline."""
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""ONNX Runtime's CUDA and TensorRT execution providers, emitted in float32 for now.
+
+What these artefacts claim is only what was checked: a valid file at the provider's opset that the CPU provider
+opens, and provider options from an allow-list. Nothing here ran on a GPU, and the ladder says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from joulec.backends import checks
+from joulec.backends.base import Backend, Rung, SessionSettings
+from joulec.ir.module import Module
+from joulec.ir.verify import checker_problem
+from joulec.passes.schemes import TENSORRT_SCHEME
+from joulec.passes.target import Target
+
+
+class GpuBackend(Backend):
+    """What CUDA and TensorRT share."""
+
+    def check(self, module: Module, directory: Path) -> list[Rung]:
+        settings = self.settings(1)
+        return [
+            checks.checker(directory, checker_problem(module)),
+            checks.pinned(module, directory, self.target),
+            checks.opens(directory, settings, module.origin.custom_ops),
+            Rung("real device", "skipped", f"nothing was run on {self.target.provider}"),
+        ]
+
+
+class CudaBackend(GpuBackend):
+    """Float32: the CUDA provider has no integer kernels for Q/DQ graphs and computes them in float."""
+
+    target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100")
+    provider_options = frozenset({"cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph"})
+
+    def settings(self, threads: int) -> SessionSettings:
+        return SessionSettings("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}, threads)
+
+    def describe(self) -> str:
+        return "float32; INT8 is not emitted (no Q/DQ kernels on this provider)"
+
+
+class TensorRtBackend(GpuBackend):
+    """Float32, or symmetric s8 Q/DQ with float bias, the form that TensorRT accepts."""
+
+    target = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}))
+    provider_options = frozenset({"trt_fp16_enable", "trt_int8_enable", "trt_builder_optimization_level"})
+
+    def settings(self, threads: int) -> SessionSettings:
+        """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""
+        return SessionSettings(
+            "TensorrtExecutionProvider", {"trt_builder_optimization_level": "3"}, threads, {}, ("WeightBiasQuantization",)
+        )
+
+    def describe(self) -> str:
+        return "float32, or INT8 (s8 symmetric, float bias) when ordered with --int8"

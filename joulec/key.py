@@ -1,0 +1,66 @@
+"""The content key of a build: everything its result depends on, so that an unchanged build is "up to date" at once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("joulec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tf2onnx", "keras", "torch")
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """sha256 over options, fingerprints, versions of joulec and what it builds on, and the CPU.
+
+    Args:
+        parts: JSON-able; fingerprints of files and the value of every option.
+    """
+    whole = {"parts": parts, "versions": versions(), "cpu": cpu()}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """sha256 over a file, or over the names and contents of a directory's regular files, read in chunks."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    for file in files:
+        name = os.fsencode(file.relative_to(path)) if file != path else b""
+        with file.open("rb") as stream:
+            digest.update(b"%d:%s:" % (len(name), name) + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a build can depend on; found without importing them."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def cpu() -> dict[str, Any]:
+    """What measurement depends on: the CPU's model, its features, and how many cores this process may use."""
+    info = _cpuinfo()
+    flags = hashlib.sha256(info.get("flags", "").encode()).hexdigest()[:16]
+    model = info.get("model name", platform.processor())
+    return {"machine": platform.machine(), "model": model, "features": flags, "cores": len(os.sched_getaffinity(0))}
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}

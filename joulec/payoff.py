@@ -1,0 +1,133 @@
+"""Does it pay? Paired timing of two modules on this machine, and what counts as faster or slower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from joulec.ir.feeds import Feed
+from joulec.ir.module import Module
+from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.values import Array
+
+LOADS = 5
+"""Times both models are loaded afresh: where a session's memory lands biases it, and only reloading averages that."""
+
+BLOCKS = 6
+"""Blocks of rounds per load; the unit of the bootstrap, long enough that neighbouring runs' noise averages out."""
+
+MIN_ROUNDS, MAX_ROUNDS = 18, 3000
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A paired timing.
+
+    Attributes:
+        ratio: time of the base over time of the candidate; above 1 the candidate is faster.
+        low, high: its 95 % interval (cluster bootstrap over loads and blocks).
+        base_ms, candidate_ms: median milliseconds per inference.
+        rounds: timed inferences of each.
+        threads: intra-op threads of both.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    base_ms: float
+    candidate_ms: float
+    rounds: int
+    threads: int
+
+    @property
+    def faster(self) -> bool:
+        """The whole interval lies above 1."""
+        return self.low > 1.0
+
+    @property
+    def slower(self) -> bool:
+        """The whole interval lies below 1."""
+        return self.high < 1.0
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+def time_pair(
+    runner: Runner, base: Module, candidate: Module, feed: Feed, options: SessionOptions, seconds: float = 2.0
+) -> Paired:
+    """Time two modules on one feed, interleaved, in `LOADS` fresh pairs of sessions.
+
+    Args:
+        runner: where they run.
+        base: the module compared with.
+        candidate: the module in question.
+        feed: one inference's inputs.
+        options: how both sessions are opened.
+        seconds: about how long to time, loading not counted.
+    """
+    columns: list[Array] = []
+    for load in range(LOADS):
+        modules = (base, candidate) if load % 2 == 0 else (candidate, base)
+        handles = [runner.load(module, options=options) for module in modules]
+        rounds = _rounds(runner.time(handles, feed, rounds=4), seconds / LOADS)
+        timed = runner.time(handles, feed, rounds=rounds)
+        for handle in handles:
+            runner.unload(handle)
+        columns.append(timed if load % 2 == 0 else timed[:, ::-1])
+    return summarize(columns, options.threads)
+
+
+def _rounds(warm_up: Array, seconds: float) -> int:
+    per_round = float(np.min(warm_up.sum(axis=1)))
+    return int(np.clip(seconds / max(per_round, 1e-7), MIN_ROUNDS, MAX_ROUNDS))
+
+
+def summarize(loads: list[Array], threads: int) -> Paired:
+    """Ratio and interval of paired times.
+
+    Args:
+        loads: per load, float array (rounds, 2) of seconds: base, candidate.
+        threads: recorded in the result.
+
+    The ratio of a block is that of its two medians; the estimate is the median over all blocks. The interval
+    resamples loads, then blocks within them, 2,000 times with a fixed seed.
+    """
+    ratios = np.array([[_block_ratio(block) for block in np.array_split(timed, BLOCKS)] for timed in loads])
+    generator = np.random.default_rng(0)
+    picks = generator.integers(len(loads), size=(2000, len(loads)))
+    inner = generator.integers(ratios.shape[1], size=(2000, len(loads), ratios.shape[1]))
+    samples = np.median(ratios[picks[..., None], inner].reshape(2000, -1), axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    every = np.concatenate(loads)
+    base_ms, candidate_ms = np.median(every, axis=0) * 1e3
+    ratio = float(np.median(ratios))
+    return Paired(ratio, float(low), float(high), float(base_ms), float(candidate_ms), len(every), threads)
+
+
+def _block_ratio(block: Array) -> float:
+    base, candidate = np.median(block, axis=0)
+    return float(base / candidate)
+
+
+def confirm_slower(
+    runner: Runner, base: Module, candidate: Module, feed: Feed, options: SessionOptions, seconds: float = 2.0
+) -> Paired:
+    """Time a pair; where the candidate looks slower, time it again three times as long and take that result."""
+    first = time_pair(runner, base, candidate, feed, options, seconds)
+    return time_pair(runner, base, candidate, feed, options, 3 * seconds) if first.slower else first
+
+
+def paired_json(paired: Paired) -> dict[str, Any]:
+    """The numbers as a JSON object, rounded to what they mean."""
+    return {
+        "ratio": round(paired.ratio, 4),
+        "low": round(paired.low, 4),
+        "high": round(paired.high, 4),
+        "base_ms": round(paired.base_ms, 6),
+        "candidate_ms": round(paired.candidate_ms, 6),
+        "rounds": paired.rounds,
+        "threads": paired.threads,
+    }
