@@ -141,34 +141,36 @@ class Rewriter:
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
         *,
-        before: ir.Node,
+        before: ir.Node | None = None,
+        after: ir.Node | None = None,
         domain: str = "",
         outputs: int = 1,
         name: str | None = None,
         like: ir.Value | None = None,
     ) -> tuple[ir.Value, ...]:
-        """Insert a node in front of `before` and return its outputs.
+        """Insert a node in front of `before`, or behind `after`, and return its outputs.
 
         Args:
             op_type: the operator.
             inputs: its inputs; None for an optional one left out.
             attributes: plain Python values, or `ir.Attr`; None values are left out.
-            before: an existing node of the graph to insert into.
+            before, after: one of them, an existing node of the graph to insert into.
             domain: the operator's domain.
             outputs: how many outputs it has.
             name: hint for the node's name; the first output is named after it.
             like: a value whose dtype and shape the first output shares.
         """
         scope = self._observe()
-        graph = _graph_of(before)
-        hint = self._fresh_node(name or f"{before.name or op_type}_{op_type.lower()}")
+        (anchor,) = (node for node in (before, after) if node is not None)
+        graph = _graph_of(anchor)
+        hint = self._fresh_node(name or f"{anchor.name or op_type}_{op_type.lower()}")
         given = {key: value for key, value in (attributes or {}).items() if value is not None}
         node = ir.node(op_type, list(inputs), given, domain=domain, num_outputs=outputs, name=hint)
         for index, output in enumerate(node.outputs):
             output.name = self.fresh(hint if index == 0 else f"{hint}_{index}")
         if like is not None:
             node.outputs[0].dtype, node.outputs[0].shape = _dtype(like), _shape(like)
-        graph.insert_before(before, node)
+        (graph.insert_after if before is None else graph.insert_before)(anchor, node)
         if domain and domain not in graph.opset_imports:
             self.import_domain(domain)
         scope.created.append(node)
