@@ -85,7 +85,7 @@ _FUSERS: dict[str, Callable[[Plan, ir.Node], None]] = {
 
 
 def _float_kernel(plan: Plan, node: ir.Node) -> None:
-    if walk.is_onnx(node, "MatMul") and qdq.weight_only(plan, node):
+    if walk.is_onnx(node, "MatMul") and fusions.bias_add(plan, node) is None and qdq.weight_only(plan, node):
         return
     if walk.is_onnx(node, "Sigmoid") and fusions.fuse_swish(plan, node):
         return

@@ -73,11 +73,19 @@ class _Regions:
         agnostic = (node for node in graph if is_onnx(node) and node.op_type in AGNOSTIC)
         self._nodes = [node for node in agnostic if node not in constants.folded]
         self._parent = {node: node for node in self._nodes}
+        self._readers: dict[ir.Node, ir.Node] = {}
         for node in self._nodes:
             for value in node.inputs:
                 producer = value.producer() if value is not None else None
-                if producer is not None and producer in self._parent:
-                    self._parent[self._find(producer)] = self._find(node)
+                if producer is not None:
+                    self._join(node, producer)
+
+    def _join(self, node: ir.Node, producer: ir.Node) -> None:
+        """One region: a node and its agnostic producer; all the readers of one Transpose."""
+        if permutation(producer) is not None:
+            producer = self._readers.setdefault(producer, node)
+        if producer in self._parent:
+            self._parent[self._find(producer)] = self._find(node)
 
     def _find(self, node: ir.Node) -> ir.Node:
         while self._parent[node] is not node:
@@ -112,12 +120,12 @@ def _entering(nodes: list[ir.Node], inside: set[ir.Node], constants: Constants) 
     foreign: set[ir.Value] = set()
     for node in nodes:
         for value in node.inputs:
-            if value is None or value in constants or _is_small(value):
+            if value is None or value in constants:
                 continue
             producer = value.producer()
             if producer is not None and permutation(producer) is not None:
                 transposes[producer] = None
-            elif producer is None or producer not in inside:
+            elif (producer is None or producer not in inside) and not _is_small(value):
                 foreign.add(value)
     return list(transposes), len(foreign)
 
@@ -135,8 +143,11 @@ def _leaving(nodes: list[ir.Node], inside: set[ir.Node], undo: tuple[int, ...]) 
 
 
 def _only_feeds(node: ir.Node, inside: set[ir.Node]) -> bool:
+    """Whether nobody needs the transposed value but the region, reductions, and Transposes that undo it."""
+    undo = inverse(permutation(node) or ())
+    users = [usage.node for usage in node.outputs[0].uses()]
     return not node.outputs[0].is_graph_output() and all(
-        usage.node in inside or usage.node.op_type in _REDUCTIONS for usage in node.outputs[0].uses()
+        user in inside or user.op_type in _REDUCTIONS or permutation(user) == undo for user in users
     )
 
 

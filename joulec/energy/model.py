@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from joulec.energy.bind import Spec, bind_in_place, open_negative_dims
+from joulec.energy.bind import Spec, bind_in_place, is_named, open_negative_dims
 from joulec.energy.estimate import (
     MAX_ASSUMED,
     TIERS,
@@ -64,11 +64,11 @@ class EnergyModel:
         prepared = module.clone()
         open_negative_dims(prepared)
         notes = [note for note in (inline_functions(prepared), infer_shapes(prepared)) if note]
-        batch = _batch_axis(prepared)
+        batch = _batch_input(prepared)
         plan = plan_kernels(prepared, self.target)
         assumed = bind_in_place(prepared, bindings or {})
         run = _Run(self, plan, Sizes(), dict(seconds_per_node or {}), notes=notes)
-        run.resident = resident_share(prepared.weight_bytes(), self.profile)
+        run.resident = resident_share(_weight_bytes(plan, run.sizes), self.profile)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
 
@@ -77,21 +77,31 @@ class EnergyModel:
         return price(work, self.profile, resident, seconds)
 
 
-def _batch_axis(module: Module) -> bool:
-    """Whether dimension 0 of all inputs with dimensions is the same (a symbol, or a number): the batch."""
-    leading = [value.shape[0] for value in module.inputs() if value.shape is not None and len(value.shape) > 1]
-    unnamed = [dim for dim in leading if not isinstance(dim, int) and dim.value in (None, "?", "")]
-    return bool(leading) and (len(leading) == 1 or (len(set(map(str, leading))) == 1 and not unnamed))
+def _weight_bytes(plan: Plan, sizes: Sizes) -> int:
+    """Bytes of all the constants that kernels read in a run, each once."""
+    read = (v for kernel in plan.kernels.values() if kernel.runs for v in kernel.reads if v in plan.constants)
+    return sum(sizes.nbytes(value) for value in dict.fromkeys(read))
 
 
-def _samples(module: Module, batch: bool) -> int | None:
-    """The batch size: dimension 0 of the inputs, if the outputs have it too."""
-    if not batch:
-        return None
-    shapes = [static_shape(value) for value in module.inputs()]
-    size = next((shape[0] for shape in shapes if shape is not None and len(shape) > 1), None)
-    outputs = [value.shape[0] for value in module.graph.outputs if value.shape is not None and len(value.shape) > 0]
-    return size if outputs and outputs[0] == size else None
+def _batch_input(module: Module) -> ir.Value | None:
+    """The input whose dimension 0 is the batch: the one free leading dimension, or the one that all inputs share."""
+    candidates = [value for value in module.inputs() if value.shape is not None and len(value.shape) > 1]
+    free = [value for value in candidates if not isinstance(_leading(value), int)]
+    chosen = free or candidates
+    names = {str(_leading(value)) for value in chosen}
+    unnamed = any(not isinstance(_leading(v), int) and not is_named(_leading(v)) for v in chosen)
+    return chosen[0] if len(chosen) == 1 or (len(names) == 1 and not unnamed) else None
+
+
+def _leading(value: ir.Value) -> int | ir.SymbolicDim:
+    return value.shape[0] if value.shape is not None else 1
+
+
+def _samples(module: Module, batch: ir.Value | None) -> int | None:
+    """The batch size, if the first output has it too."""
+    shape = static_shape(batch)
+    made = static_shape(module.graph.outputs[0]) if module.graph.outputs else None
+    return shape[0] if shape and made and shape[0] == made[0] else None
 
 
 @dataclass

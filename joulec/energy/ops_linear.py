@@ -10,6 +10,9 @@ from joulec.energy.view import Cost, Unpriced, View, at, flops
 REQUANTIZE = 3
 """Operations that turn one int32 sum into int8: multiply by the scale, round and add the zero point, clamp."""
 
+MATRIX_CHANNELS = 4
+"""Input channels per group from which a grouped convolution is worth a matrix product."""
+
 
 def _products(view: View, weight: int) -> int:
     """2 * outputs * (C_in / groups) * prod(kernel): W is (C_out, C_in / groups, *kernel)."""
@@ -17,8 +20,12 @@ def _products(view: View, weight: int) -> int:
 
 
 def conv(view: View) -> Cost:
-    """Conv, FusedConv, NCHWc Conv: 2 * outputs * C_in/groups * prod(kernel), plus one add per output for a bias."""
-    return Cost(flops((view.matrix, _products(view, 1)), (view.vector, view.m() * view.has(2))))
+    """Conv, FusedConv, NCHWc Conv: 2 * outputs * C_in/groups * prod(kernel), plus one add per output for a bias.
+
+    Depthwise convolutions (fewer than 4 channels a group) run on vector, not on matrix units.
+    """
+    kind = view.matrix if view.dim(1, 1) >= MATRIX_CHANNELS or view.integer("group", 1) == 1 else view.vector
+    return Cost(flops((kind, _products(view, 1)), (view.vector, view.m() * view.has(2))))
 
 
 def conv_transpose(view: View) -> Cost:

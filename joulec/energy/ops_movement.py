@@ -11,8 +11,16 @@ def view_only(view: View) -> Cost:
 
 
 def copy(view: View) -> Cost:
-    """Transpose, Concat, Split, DepthToSpace, Trilu, ...: every input byte read, every output byte written once."""
+    """Concat, Split, DepthToSpace, Trilu, ...: every input byte read, every output byte written once."""
     return Cost()
+
+
+def transpose(view: View) -> Cost:
+    """Transpose: a copy; free of bytes where it only moves dimensions of size 1 (the runtime reshapes instead)."""
+    dims = view.dims(0)
+    perm = view.attr("perm") or range(len(dims) - 1, -1, -1)
+    moved = [axis for axis in perm if at(dims, axis) != 1]
+    return view_only(view) if dims and moved == sorted(moved) else Cost()
 
 
 def produce(view: View) -> Cost:
@@ -92,7 +100,7 @@ def accumulate(view: View) -> Cost:
 TABLE = {
     **dict.fromkeys(["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout", "Optional",
                      "OptionalGetElement", "SequenceConstruct"], view_only),
-    **dict.fromkeys(["Transpose", "Concat", "Split", "DepthToSpace", "SpaceToDepth", "Trilu", "ReverseSequence",
+    **dict.fromkeys(["Concat", "Split", "DepthToSpace", "SpaceToDepth", "Trilu", "ReverseSequence",
                      "ConcatFromSequence", "SplitToSequence", "SequenceInsert", "SequenceErase", "SequenceAt"], copy),
     **dict.fromkeys(["Shape", "Size", "ConstantOfShape", "EyeLike", "Range", "OneHot", "SequenceLength",
                      "SequenceEmpty", "OptionalHasElement", "MelWeightMatrix", "Constant"], produce),
@@ -100,7 +108,7 @@ TABLE = {
     **dict.fromkeys(["Pad", "Expand", "Tile"], pad),
     **dict.fromkeys(["Gather", "GatherElements", "GatherND"], gather),
     **dict.fromkeys(["Scatter", "ScatterElements", "ScatterND", "TensorScatter"], scatter),
-    "Resize": resize, "Upsample": resize, "GridSample": grid_sample, "AffineGrid": affine_grid,
+    "Transpose": transpose, "Resize": resize, "Upsample": resize, "GridSample": grid_sample, "AffineGrid": affine_grid,
     "NonMaxSuppression": non_max_suppression, "NonZero": non_zero, "Col2Im": accumulate,
 }  # fmt: skip
 MICROSOFT = {

@@ -130,6 +130,7 @@ def _redundant_clip(plan: Plan, node: ir.Node) -> bool:
     if not absorbs(plan, node, quantize):
         return False
     plan.bypass(node, "removed: the quantizer's range does it")
+    _merge_pairs(plan, quantize)
     return True
 
 
@@ -216,15 +217,17 @@ def _bound(clip: ir.Node, index: int, name: str, default: float) -> float | None
 def settle_pairs(plan: Plan, graph: ir.Graph) -> None:
     """DQ -> Q in the middle of Q -> DQ -> Q -> DQ vanishes: the runtime merges the two pairs."""
     for node in graph:
-        if node in plan.kernels or not is_quantize(node):
-            continue
-        before = plan.producer(node.inputs[0])
-        if before is None or not is_dequantize(before) or not is_quantize(plan.producer(before.inputs[0])):
-            continue
-        plan.bypass(node, "merged with the pair before it")
-        shown = before.outputs[0].is_graph_output()
-        if before not in plan.kernels and len(before.outputs[0].uses()) == 1 and not shown:
-            plan.bypass(before, "merged with the pair behind it")
+        if node not in plan.kernels and is_quantize(node):
+            _merge_pairs(plan, node)
+
+
+def _merge_pairs(plan: Plan, quantize: ir.Node) -> None:
+    before = plan.producer(quantize.inputs[0])
+    if before is None or not is_dequantize(before) or not is_quantize(plan.producer(before.inputs[0])):
+        return
+    plan.bypass(quantize, "merged with the pair before it")
+    if len(before.outputs[0].uses()) == 1 and not before.outputs[0].is_graph_output():
+        plan.bypass(before, "merged with the pair behind it")
 
 
 def settle_dequantize(plan: Plan, node: ir.Node) -> bool:
