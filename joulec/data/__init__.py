@@ -1,0 +1,17 @@
+"""The user's data: feeds for calibration and accuracy, metrics, and fingerprints of both."""
+
+from joulec.data.fingerprint import data_fingerprint, file_digest
+from joulec.data.sources import DataSpec, load_feeds, synthetic_feeds
+from joulec.data.userfile import Infer, Metric, load_function, load_metric
+
+__all__ = [
+    "DataSpec",
+    "Infer",
+    "Metric",
+    "data_fingerprint",
+    "file_digest",
+    "load_feeds",
+    "load_function",
+    "load_metric",
+    "synthetic_feeds",
+]

@@ -1,0 +1,89 @@
+"""The text of `--shape`: `batch=8,seq=128` or `x=1x3x320x320`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from joulec.errors import InputError
+
+Spec = dict[str, int | tuple[int, ...]]
+"""Symbol or `input[axis]` -> size, or input name -> all its dimensions."""
+
+MAX_DIM = (1 << 31) - 1
+"""Larger dimensions are typing errors."""
+
+_DIMS = re.compile(r"[0-9]+(x[0-9]+)*")
+_FORM = "write NAME=8 for a symbol or NAME=1x3x320x320 for an input"
+
+
+def parse_shapes(texts: str | Iterable[str]) -> Spec:
+    """Parse every `--shape` given; several entries in one are separated by commas.
+
+    Raises:
+        InputError: an entry is malformed, a size is below 1, or a name is given two different sizes.
+    """
+    found: Spec = {}
+    for text in [texts] if isinstance(texts, str) else texts:
+        for entry in text.split(","):
+            _add(found, *_split(entry.strip(), text))
+    return found
+
+
+def shapes_from_table(table: Mapping[str, object]) -> Spec:
+    """The same from a table in TOML or Python: `{batch = 8, x = [1, 3, 320, 320]}`; strings are parsed as above.
+
+    Raises:
+        InputError: an entry is neither a size nor a list of sizes.
+    """
+    found: Spec = {}
+    for name, given in table.items():
+        _add(found, name, _from_object(name, given))
+    return found
+
+
+def format_shapes(spec: Mapping[str, int | tuple[int, ...]]) -> str:
+    """The text that parses to `spec`."""
+    return ",".join(f"{name}={_text(size)}" for name, size in spec.items())
+
+
+def _text(size: int | tuple[int, ...]) -> str:
+    # One dimension needs a mark of its own, or it would read as a symbol's size: both mean the same to a rank-1 input.
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def _split(entry: str, text: str) -> tuple[str, int | tuple[int, ...]]:
+    name, equals, size = (part.strip() for part in entry.rpartition("="))
+    if not equals or not name:
+        raise InputError(f"--shape '{text}': '{entry}' is not NAME=SIZE; {_FORM}")
+    return name, _size(name, size)
+
+
+def _size(name: str, text: str) -> int | tuple[int, ...]:
+    lowered = text.lower()
+    if not _DIMS.fullmatch(lowered):
+        raise InputError(f"--shape {name}={text}: '{text}' is not a size; {_FORM}")
+    dims = tuple(_checked(name, part) for part in lowered.split("x"))
+    return dims[0] if len(dims) == 1 else dims
+
+
+def _checked(name: str, part: str | int) -> int:
+    size = int(part) if len(str(part)) <= 10 else MAX_DIM + 1
+    if not 1 <= size <= MAX_DIM:
+        raise InputError(f"--shape {name}: size {part} is not between 1 and {MAX_DIM}")
+    return size
+
+
+def _from_object(name: str, given: object) -> int | tuple[int, ...]:
+    if isinstance(given, str):
+        return _size(name, given)
+    if isinstance(given, int) and not isinstance(given, bool):
+        return _checked(name, given)
+    if isinstance(given, list | tuple) and given and all(type(dim) is int for dim in given):
+        return tuple(_checked(name, dim) for dim in given)
+    raise InputError(f"shape {name}: {given!r} is neither a size nor a list of sizes")
+
+
+def _add(found: Spec, name: str, size: int | tuple[int, ...]) -> None:
+    if found.setdefault(name, size) != size:
+        raise InputError(f"--shape: '{name}' is given twice, as {_text(found[name])} and as {_text(size)}")

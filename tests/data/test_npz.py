@@ -1,0 +1,99 @@
+"""Reading .npz files as streams, and refusing what does not deserve trust."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from joulec.data.npz import NpzFile, NpzLimits
+from joulec.errors import InputError
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_and_whole_give_what_numpy_saved(tmp_path, save):
+    x, s = np.arange(24, dtype=np.int16).reshape(4, 2, 3), np.float32(7)
+    save(tmp_path / "a.npz", x=x, s=s)
+    file = NpzFile(tmp_path / "a.npz")
+    assert list(file.members) == ["x", "s"]
+    np.testing.assert_array_equal(file.whole("x"), x)
+    np.testing.assert_array_equal(np.stack(list(file.rows("x"))), x)
+    assert file.whole("s").shape == () and file.whole("s") == 7
+    assert file.whole("x").flags.writeable
+
+
+def test_column_major_arrays_keep_their_meaning(tmp_path):
+    x = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    np.savez(tmp_path / "f.npz", x=x)
+    file = NpzFile(tmp_path / "f.npz")
+    assert file.members["x"].fortran
+    np.testing.assert_array_equal(np.stack(list(file.rows("x"))), x)
+
+
+def test_memory_is_one_row_whatever_the_number_of_rows(tmp_path):
+    np.savez_compressed(tmp_path / "big.npz", x=np.zeros((2000, 4096), np.float32))  # 32 MB expanded
+    tracemalloc.start()
+    count = sum(1 for _ in NpzFile(tmp_path / "big.npz").rows("x"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 2000
+    assert peak < 2 << 20
+
+
+def refused(path: Path, limits: NpzLimits | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        for name in NpzFile(path, limits).members:
+            NpzFile(path, limits).whole(name)
+    return str(caught.value)
+
+
+def test_python_objects_are_refused(tmp_path):
+    np.savez(tmp_path / "o.npz", x=np.array([{"a": 1}], dtype=object))
+    assert "holds Python objects" in refused(tmp_path / "o.npz")
+
+
+def test_missing_truncated_and_foreign_files_are_refused_in_one_line(tmp_path):
+    assert refused(tmp_path / "none.npz").endswith("no such file")
+    (tmp_path / "text.npz").write_text("hello")
+    assert "not an .npz file" in refused(tmp_path / "text.npz")
+    np.savez(tmp_path / "a.npz", x=np.ones(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-300])
+    assert "not an .npz file" in refused(tmp_path / "cut.npz")
+    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
+        archive.writestr("readme.txt", "hi")
+    assert "which is not an array" in refused(tmp_path / "zip.npz")
+    for name in ("none", "text", "cut", "zip"):
+        assert "\n" not in refused(tmp_path / f"{name}.npz")
+
+
+def test_flipped_bytes_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones(1000))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[1000] ^= 255
+    (tmp_path / "a.npz").write_bytes(data)
+    assert "is damaged" in refused(tmp_path / "a.npz")
+
+
+def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_reading(tmp_path):
+    header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
+    header += b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
+        archive.writestr("x.npy", header)
+    assert "size contradicts its shape" in refused(tmp_path / "lie.npz")
+
+
+def test_bombs_are_refused_before_expanding(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(1 << 22, np.uint8))
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 14
+    assert "expands to" in refused(tmp_path / "bomb.npz", NpzLimits(total=1 << 20))
+    assert "of memory at once" in refused(tmp_path / "bomb.npz", NpzLimits(piece=1 << 20))
+
+
+def test_foreign_compression_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones(3))
+    with zipfile.ZipFile(tmp_path / "a.npz") as a, zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_LZMA) as b:
+        b.writestr("x.npy", a.read("x.npy"))
+    assert "encrypted or compressed" in refused(tmp_path / "b.npz")
