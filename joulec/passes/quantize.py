@@ -1,0 +1,277 @@
+"""INT8 quantization: insert QuantizeLinear / DequantizeLinear in the form that the target's kernels fuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from joulec.ir.module import Module, Range
+from joulec.ir.rewrite import Rewriter, sources_of
+from joulec.ir.values import Array, constant
+from joulec.passes._precision import not_quantizable
+from joulec.passes._qdq import (
+    WIDEST,
+    Bounds,
+    Parameters,
+    activation_parameters,
+    bias_floor,
+    bias_parameters,
+    needs_reduced_range,
+    quantized,
+    weight_parameters,
+)
+from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
+from joulec.passes.regions import Block, Islands, Survey, channel_axis, channels, islands, survey
+from joulec.passes.target import QuantizationScheme, Target
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Compute in INT8 where the target has kernels for it and the ranges are calibrated."""
+
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    keep_float: tuple[str, ...] = cast(
+        "tuple[str, ...]", option((), "operators that stay float: patterns of node names or operator types")
+    )
+    only: tuple[str, ...] = cast("tuple[str, ...]", option((), "operator types to quantize; empty means all"))
+    weights: Literal["channel", "tensor"] = cast(
+        Literal["channel", "tensor"], option("channel", "one weight scale for each output channel, or one in all")
+    )
+    reduce_range: Literal["auto", "on", "off"] = cast(
+        Literal["auto", "on", "off"], option("auto", "7-bit weights for CPUs without VNNI; auto looks at this one")
+    )
+
+    def run(self, module: Module, context: Context) -> PassResult:
+        """Insert Q/DQ around every island of quantizable operators; weights and biases become integers."""
+        scheme = context.target.quantization
+        if scheme is None:
+            return PassResult.nothing(f"nothing to quantize: {context.target.name} has no integer kernels")
+        reason = self._nothing_to_do(module)
+        if reason is not None:
+            return PassResult.nothing(reason)
+        seen = survey(module, scheme, context.target.name, lambda node: self._veto(node, scheme))
+        rewriter = Rewriter(module, self.pass_name())
+        chosen = self._choose(module, seen, scheme, rewriter)
+        reduced = self._reduced(context.target)
+        _Insertion(rewriter, scheme, chosen, self.weights == "channel", 63 if reduced else 127).run()
+        return PassResult.of(rewriter, self._notes(chosen, seen, reduced))
+
+    def _nothing_to_do(self, module: Module) -> str | None:
+        if not module.ranges:
+            return "nothing to quantize: no calibrated ranges (calibrate comes first, and needs --data)"
+        needed = 13 if self.weights == "channel" else 10
+        if module.opset < needed:
+            return f"opset {module.opset} cannot express it, {needed} can (upgrade-opset comes first)"
+        return not_quantizable(module)
+
+    def _veto(self, node: ir.Node, scheme: QuantizationScheme) -> str | None:
+        names = (node.name or "", node.op_type, *sources_of(node))
+        for pattern in self.keep_float:
+            if any(fnmatchcase(name, pattern) for name in names):
+                return f"kept float by keep-float={pattern}"
+        if self.only and node.op_type in scheme.compute and node.op_type not in self.only:
+            return f"not among only={';'.join(self.only)}"
+        return None
+
+    def _reduced(self, target: Target) -> bool:
+        if self.reduce_range != "auto":
+            return self.reduce_range == "on"
+        return target.name == "cpu" and needs_reduced_range()
+
+    def _choose(self, module: Module, seen: Survey, scheme: QuantizationScheme, rewriter: Rewriter) -> Islands:
+        rule = self.pass_name()
+        for node, reason in seen.refused:
+            rewriter.refuse(rule, node, reason)
+        ready: list[Block] = []
+        for block in seen.blocks:
+            problem = _uncalibrated(block, module.ranges, scheme)
+            if problem is None:
+                ready.append(block)
+            else:
+                rewriter.refuse(rule, block.node, problem)
+        chosen = islands(ready, scheme)
+        for block, reason in chosen.dropped:
+            rewriter.refuse(rule, block.node, reason)
+        return chosen
+
+    def _notes(self, chosen: Islands, seen: Survey, reduced: bool) -> Iterator[str]:
+        made = Counter(block.node.op_type for block in chosen.kept)
+        if not made:
+            yield "nothing was quantized"
+            return
+        yield "INT8: " + ", ".join(f"{count} {op}" for op, count in sorted(made.items()))
+        if reduced:
+            yield "weights keep to 7 bits: this CPU adds products in 16 bits (no VNNI)"
+
+
+def _uncalibrated(block: Block, ranges: dict[str, Range], scheme: QuantizationScheme) -> str | None:
+    """Why the ranges do not allow `block`, or None. Its output counts only where it may be asked for."""
+    values = block.inputs
+    if scheme.quantize_outputs and block.kind != "movement":
+        values = (*values, block.output)
+    for value in values:
+        seen = ranges.get(value.name or "")
+        if seen is None:
+            return f"'{value.name}' is not calibrated"
+        if max(-seen.low, seen.high) > WIDEST:
+            return f"'{value.name}' reaches {max(-seen.low, seen.high):.1g}: too wide for INT8"
+    return None
+
+
+class _Insertion:
+    """One run of the pass over a module: which values are integers, with which parameters, and the changes."""
+
+    def __init__(
+        self, rewriter: Rewriter, scheme: QuantizationScheme, chosen: Islands, per_channel: bool, limit: int
+    ) -> None:
+        self.rewriter = rewriter
+        self.scheme = scheme
+        self.per_channel = per_channel
+        self.limit = limit
+        # Values are replaced as the work goes on, so what each block reads, and its range, is noted beforehand.
+        self.blocks = [(block, block.inputs) for block in chosen.kept]
+        self.readers = {id(value) for _, inputs in self.blocks for value in inputs}
+        ranges = rewriter.module.ranges
+        values = [value for block, inputs in self.blocks for value in (*inputs, block.output)]
+        self.ranges = {id(value): ranges[value.name] for value in values if value.name in ranges}
+        self.pairs: dict[int, _Pair] = {}
+        self.weights: dict[tuple[int, bytes], tuple[ir.Value, ...]] = {}
+
+    def run(self) -> None:
+        """Quantize every block, in graph order: what a block reads has its parameters before what it makes."""
+        for block, inputs in self.blocks:
+            for value in dict.fromkeys(inputs):
+                self._quantize_input(value, block)
+            with self.rewriter.rewriting(f"quantize-{block.node.op_type.lower()}", block.node, *block.tail):
+                for index, value in zip(block.operands, inputs, strict=True):
+                    self.rewriter.set_input(block.node, index, self.pairs[id(value)].result)
+                if block.weight is not None:
+                    self._quantize_weight(block, block.weight, self.pairs[id(inputs[0])])
+                if self.scheme.quantize_outputs:
+                    self._quantize_output(block, self.pairs[id(inputs[0])])
+
+    # -- activations ----------------------------------------------------------------------------------------
+
+    def _quantize_input(self, value: ir.Value, block: Block) -> None:
+        """Float value -> Q/DQ that only quantized blocks read."""
+        if id(value) in self.pairs:
+            return
+        with self.rewriter.rewriting("quantize-input", block.node):
+            pair = self._pair(value, *self._constants(value, self._parameters(value, None), block.node))
+            self.rewriter.set_input(pair.quantize, 0, value)
+
+    def _quantize_output(self, block: Block, source: _Pair) -> None:
+        """Result of a block -> Q/DQ; every user of it, graph outputs included, reads the pair."""
+        value = block.output
+        if block.may_end_in_float and id(value) not in self.readers:
+            return
+        if block.kind == "movement":
+            pair = self._pair(value, source.parameters, source.scale, source.zero_point)
+        else:
+            pair = self._pair(value, *self._constants(value, self._parameters(value, block.within), block.node))
+        self.rewriter.replace(value, pair.result)
+        self.rewriter.set_input(pair.quantize, 0, value)
+
+    def _parameters(self, value: ir.Value, within: Bounds | None) -> Parameters:
+        return activation_parameters(self.ranges[id(value)], self.scheme.activation, within)
+
+    def _constants(self, value: ir.Value, made: Parameters, at: ir.Node) -> tuple[Parameters, ir.Value, ir.Value]:
+        scale = self.rewriter.constant(made.scale, f"{value.name}_scale", at=at)
+        return made, scale, self.rewriter.constant(made.zero_point, f"{value.name}_zero_point", at=at)
+
+    def _pair(self, value: ir.Value, made: Parameters, scale: ir.Value, zero_point: ir.Value) -> _Pair:
+        """Insert Q and DQ for `value`, right behind its producer; what Q reads is set by the caller."""
+        producer, name = value.producer(), value.name
+        before = self.rewriter.module.graph[0] if producer is None else None
+        (q,) = self.rewriter.add(
+            "QuantizeLinear", [None, scale, zero_point], before=before, after=producer, name=f"{name}_quantize"
+        )
+        quantize = _producer(q)
+        (result,) = self.rewriter.add(
+            "DequantizeLinear", [q, scale, zero_point], after=quantize, name=f"{name}_dequantize", like=value
+        )
+        self.pairs[id(value)] = _Pair(quantize, result, made, scale, zero_point)
+        return self.pairs[id(value)]
+
+    # -- weights --------------------------------------------------------------------------------------------
+
+    def _quantize_weight(self, block: Block, weight: ir.Value, source: _Pair) -> None:
+        """Float weight and bias -> integers with DequantizeLinear; originals that nobody uses any more go."""
+        node, bias, array = block.node, block.bias, constant(weight)
+        numbers = constant(bias) if self.scheme.bias == "int32" else None
+        if numbers is not None:
+            numbers = np.ascontiguousarray(np.broadcast_to(numbers.reshape(-1), (channels(node),)))
+        axis = channel_axis(node) if self.per_channel else None
+        floor = bias_floor(numbers, float(source.parameters.scale))
+        made = weight_parameters(np.asarray(array), axis, self.limit, floor if axis is not None else np.max(floor))
+        self.rewriter.set_input(node, 1, self._dequantized_weight(weight, np.asarray(array), made, axis, node))
+        self._drop(weight)
+        if bias is not None and numbers is not None:
+            self.rewriter.set_input(node, 2, self._dequantized_bias(bias, numbers, source, made, node))
+            self._drop(bias)
+
+    def _dequantized_weight(
+        self, weight: ir.Value, array: Array, made: Parameters, axis: int | None, node: ir.Node
+    ) -> ir.Value:
+        key = id(weight), made.scale.tobytes()
+        if key not in self.weights:
+            constants = self.rewriter.constant
+            mask = self.rewriter.module.masks.get(weight.name or "")
+            self.weights[key] = (
+                constants(quantized(array, made, axis), f"{weight.name}_quantized", at=node, mask=mask),
+                constants(made.scale, f"{weight.name}_scale", at=node),
+                constants(made.zero_point, f"{weight.name}_zero_point", at=node),
+            )
+        return self._dequantize(self.weights[key], axis, node, f"{weight.name}_dequantize", weight)
+
+    def _dequantized_bias(
+        self, bias: ir.Value, numbers: Array, source: _Pair, weight: Parameters, node: ir.Node
+    ) -> ir.Value:
+        made = bias_parameters(source.parameters.scale, weight.scale)
+        axis = 0 if made.scale.ndim else None
+        stored = (
+            self.rewriter.constant(quantized(numbers, made, axis), f"{bias.name}_quantized", at=node),
+            self.rewriter.constant(made.scale, f"{bias.name}_scale", at=node),
+            self.rewriter.constant(made.zero_point, f"{bias.name}_zero_point", at=node),
+        )
+        return self._dequantize(stored, axis, node, f"{bias.name}_dequantize", None)
+
+    def _dequantize(
+        self, stored: Sequence[ir.Value], axis: int | None, node: ir.Node, name: str, like: ir.Value | None
+    ) -> ir.Value:
+        given = {} if axis is None else {"axis": axis}
+        (value,) = self.rewriter.add("DequantizeLinear", stored, given, before=node, name=name, like=like)
+        return value
+
+    def _drop(self, value: ir.Value) -> None:
+        if value.uses() or value.is_graph_output():
+            return
+        producer = value.producer()
+        if producer is not None:
+            self.rewriter.erase(producer)
+        elif value.is_initializer() and value.graph is not None and not value.is_graph_input():
+            self.rewriter.erase_initializer(self.rewriter.module.graph, value.name or "")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The Q/DQ of one value: its Q node, the value behind its DQ, and its parameters as numbers and as constants."""
+
+    quantize: ir.Node
+    result: ir.Value
+    parameters: Parameters
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    if node is None:
+        raise RuntimeError(f"'{value.name}' is made by no node")
+    return node
