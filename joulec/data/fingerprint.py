@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,11 @@ def data_fingerprint(spec: Any, feeds: Feeds | None = None) -> str:
 
     Files count by their contents, a directory by the names and contents of its .npz files, a function by its name and
     the text of its source file (what that file reads in turn is not seen), `random` by its name. Anything else counts
-    by its feeds, which are read once.
+    by its feeds, which are read once; a generator, which reading would use up, is never the same twice.
 
     Args:
         spec: what `--data` or `data=` was given.
-        feeds: the feeds made from it, for iterables that can be read only once.
+        feeds: the feeds made from it; with them a generator counts by its feeds too.
 
     Raises:
         InputError: a file or directory is missing or cannot be read.
@@ -42,6 +43,8 @@ def data_fingerprint(spec: Any, feeds: Feeds | None = None) -> str:
         return _path_digest(Path(spec))
     if callable(spec) and not isinstance(spec, Feeds):
         return _function_digest(spec)
+    if feeds is None and not isinstance(spec, Feeds | Mapping) and iter(spec) is spec:
+        return secrets.token_hex(32)
     return _feeds_digest(feeds if feeds is not None else spec)
 
 

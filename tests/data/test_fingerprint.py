@@ -52,6 +52,12 @@ def test_generators_count_by_the_feeds_kept_from_them():
     assert data_fingerprint(iter(()), feeds) == data_fingerprint(list(feeds))
 
 
+def test_a_generator_alone_is_never_the_same_and_not_used_up():
+    feeds = ({"x": np.zeros(2)} for _ in range(2))
+    assert data_fingerprint(feeds) != data_fingerprint(feeds)
+    assert len(list(feeds)) == 2
+
+
 def test_random_is_itself_and_missing_files_are_refused(tmp_path):
     assert data_fingerprint("random") == data_fingerprint("random")
     with pytest.raises(InputError, match="no such file"):
