@@ -81,9 +81,12 @@ def bound_shape(value: ir.Value, bindings: Mapping[str, int]) -> tuple[int | Non
 def _bind(dim: int | ir.SymbolicDim, bindings: Mapping[str, int]) -> int | None:
     if isinstance(dim, int):
         return dim
-    if dim.value is None:
+    if dim.value is None or dim.value in bindings:
+        return bindings.get(dim.value or "")
+    try:
+        bound = dim.evaluate(bindings)
+    except ValueError:  # a name that is no expression, such as '?'
         return None
-    bound = dim.evaluate(bindings)
     return bound if isinstance(bound, int) else None
 
 
