@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity and no NaN
     return value
 
 
@@ -49,7 +52,7 @@ def _typed(hint: Any, value: Any) -> Any:
         return tuple(_typed(kind, item) for kind, item in zip(kinds, value, strict=True))
     if isinstance(hint, type) and issubclass(hint, Data):
         return hint.from_json(value)
-    return value
+    return float(value) if hint is float else value
 
 
 @dataclass(frozen=True)

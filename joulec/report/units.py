@@ -1,0 +1,82 @@
+"""Numbers and names as people read them: joules, bytes, ratios; names from a model made harmless."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+_JOULES = ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"), (1e-9, "nJ"), (1e-12, "pJ"))
+_BYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that move the cursor, reverse the text or show as nothing."""
+
+MAX_NAME = 200
+"""Longest name shown; models may carry names of megabytes."""
+
+
+def safe(text: object, limit: int = MAX_NAME) -> str:
+    """Text from a model as visible characters: control, bidirectional and unassigned ones become escapes."""
+    value = str(text)
+    cut = value[:limit]
+    shown = "".join(_visible(character) for character in cut)
+    return shown if len(value) <= limit else f"{shown}…"
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) not in _HIDDEN:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def joules(value: float | None) -> str:
+    """Joules with a prefix and three digits: `1.23 mJ`; `unknown` for None."""
+    if value is None:
+        return "unknown"
+    if value == 0 or not math.isfinite(value):
+        return "0 J" if value == 0 else f"{value} J"
+    scale, unit = next(((s, u) for s, u in _JOULES if abs(value) >= s), _JOULES[-1])
+    return f"{digits(value / scale)} {unit}"
+
+
+def size(count: int) -> str:
+    """Bytes with a binary prefix: `1.5 MiB`."""
+    for scale, unit in _BYTES:
+        if abs(count) >= scale:
+            return f"{digits(count / scale)} {unit}"
+    return f"{count} B"
+
+
+def digits(value: float, count: int = 3) -> str:
+    """A number with `count` significant digits and no exponent."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    after = max(0, count - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{after}f}"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds, in microseconds below one: `0.412 ms` is `412 µs`."""
+    return f"{digits(value)} ms" if value >= 1 else f"{digits(value * 1e3)} µs"
+
+
+def seconds(value: float | None) -> str:
+    """A duration as a person would say it."""
+    if value is None:
+        return ""
+    return milliseconds(value * 1e3) if value < 1 else f"{digits(value)} s"
+
+
+def change(before: float, after: float) -> str:
+    """The relative change in percent, with its sign: `-25 %`; what appears from nothing has none."""
+    if before == after:
+        return "no change"
+    if before == 0:
+        return "new"
+    percent = 100 * (after - before) / before
+    text = f"{percent:+.1f}" if abs(percent) < 10 else f"{percent:+.0f}"
+    return f"{text.replace('-', '−')} %"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"

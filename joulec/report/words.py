@@ -1,0 +1,183 @@
+"""The report's sentences, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from joulec.report import units
+from joulec.report.data import Accuracy, Decision, EnergyChange, Latency, Report, StepReport
+
+TIER_WORDS = {
+    "measured": "measured: a hardware counter's reading on this machine, split over the operators",
+    "calibrated": "calibrated: measured time of each operator, power of the device's class",
+    "estimated": "estimated: arithmetic and bytes from the graph, coefficients of the device's class; nothing was run",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One row of "what changed".
+
+    Attributes:
+        name: what is compared.
+        before, after: formatted, with units.
+        change: the difference in plain words.
+        good: True for better, False for worse, None where it cannot be told.
+        how: how the numbers were obtained.
+    """
+
+    name: str
+    before: str
+    after: str
+    change: str
+    good: bool | None
+    how: str
+
+
+def facts(report: Report) -> list[Fact]:
+    """What changed, one fact a line, only what is known."""
+    rows = [
+        None if report.accuracy is None else accuracy(report.accuracy),
+        None if report.latency is None else latency(report.latency),
+        None if report.energy is None else energy(report.energy),
+        _counted("nodes", report.nodes_before, report.nodes_after, f"{report.nodes_before:,}", f"{report.nodes_after:,}"),
+        _counted(
+            "weights", report.size_before, report.size_after, units.size(report.size_before), units.size(report.size_after)
+        ),
+    ]
+    return [row for row in rows if row is not None]
+
+
+def accuracy(found: Accuracy) -> Fact:
+    """The row for the metric, or for fidelity to the input model."""
+    allowed = "no budget" if found.budget is None else f"{found.budget:g} allowed"
+    if abs(found.drop) < 5e-5:
+        change = f"unchanged ({allowed})"
+    else:
+        change = f"{'drops' if found.drop > 0 else 'rises'} by {abs(found.drop):.4f} ({allowed})"
+    good = None if abs(found.drop) < 5e-5 else found.drop < 0
+    how = "the user's metric" if found.name == "metric" else "fidelity: 1 − ‖y − y₀‖ / ‖y₀‖ of the worst output"
+    return Fact(found.name, f"{found.before:.4f}", f"{found.after:.4f}", change, good, f"{how}; {units.safe(found.feeds)}")
+
+
+def latency(found: Latency) -> Fact:
+    """The row for measured time, with the interval of the paired ratio."""
+    interval = f"{found.low:.2f} to {found.high:.2f}"
+    if found.low > 1:
+        change, good = f"{found.ratio:.2f}x as fast ({interval})", True
+    elif found.high < 1:
+        change, good = f"{found.ratio:.2f}x as fast: slower ({interval})", False
+    else:
+        change, good = f"no difference shown: {found.ratio:.2f}x ({interval})", None
+    how = (
+        f"measured here in pairs, {units.plural(found.rounds, 'round')} on {units.plural(found.threads, 'thread')}; "
+        "medians, 95 % interval"
+    )
+    return Fact("latency", units.milliseconds(found.before_ms), units.milliseconds(found.after_ms), change, good, how)
+
+
+def energy(found: EnergyChange) -> Fact:
+    """The row for joules per inference; what the model cannot tell apart is said to be so."""
+    before, after = found.before["total_joules"], found.after["total_joules"]
+    difference = units.change(before, after)
+    good: bool | None = None
+    if found.change is not None and not found.change.get("detectable"):
+        difference = f"{difference}, within the model's error" if before != after else difference
+    elif before != after:
+        good = after < before
+    return Fact("energy", units.joules(before), units.joules(after), difference, good, energy_basis(found))
+
+
+def energy_basis(found: EnergyChange) -> str:
+    """Where the joules come from: tier, device and interval."""
+    after = found.after
+    low, high = units.joules(after["low"]), units.joules(after["high"])
+    return f"{after['tier']} for {units.safe(after['device'])}, {low} to {high} per inference"
+
+
+def saving(found: EnergyChange) -> str | None:
+    """The saving with its paired interval, in which coefficients common to both cancel."""
+    change = found.change
+    if change is None:
+        return None
+    if not change["detectable"]:
+        return "no detectable change in energy: the interval of the difference reaches zero; measure on the device"
+    low, high = sorted((abs(change["low"]), abs(change["high"])))
+    word = "saves" if change["joules"] > 0 else "costs"
+    return f"{word} {units.joules(abs(change['joules']))} per inference ({units.joules(low)} to {units.joules(high)})"
+
+
+def _counted(name: str, before: int, after: int, before_text: str, after_text: str) -> Fact:
+    good = None if before == after else after < before
+    return Fact(name, before_text, after_text, units.change(before, after), good, "counted")
+
+
+def headline(report: Report) -> str:
+    """The result in one sentence."""
+    parts = []
+    if report.latency is not None:
+        parts.append(_speed(report.latency))
+    if report.energy is not None:
+        parts.append(_spent(report.energy))
+    if report.size_before != report.size_after:
+        parts.append(f"{units.change(report.size_before, report.size_after)} weights")
+    if not parts:
+        return f"{units.plural(report.nodes_before, 'node')} became {units.plural(report.nodes_after, 'node')}"
+    return ", ".join(parts) + _cost(report.accuracy)
+
+
+def _speed(found: Latency) -> str:
+    if found.low > 1:
+        return f"{found.ratio:.2f}x as fast"
+    return f"{found.ratio:.2f}x as fast (slower)" if found.high < 1 else "as fast as before"
+
+
+def _spent(found: EnergyChange) -> str:
+    before, after = found.before["total_joules"], found.after["total_joules"]
+    if found.change is not None and not found.change["detectable"]:
+        return "no detectable change in energy"
+    return f"{units.change(before, after)} energy"
+
+
+def _cost(found: Accuracy | None) -> str:
+    if found is None:
+        return ""
+    if abs(found.drop) < 5e-5:
+        return f", {found.name} unchanged"
+    return f", {found.name} {'lower' if found.drop > 0 else 'higher'} by {abs(found.drop):.4f}"
+
+
+def decision(found: Decision) -> str:
+    """Why something is in the artefact or not, with what was measured unless the reason says it already."""
+    text = units.safe(found.reason, 400)
+    measured = []
+    if found.ratio is not None and found.low is not None and found.high is not None and f"{found.ratio:.2f}x" not in text:
+        measured.append(f"{found.ratio:.2f}x as fast, {found.low:.2f} to {found.high:.2f}")
+    if found.drop is not None and f"{found.drop:.4f}" not in text:
+        measured.append(f"accuracy drop {found.drop:.4f}")
+    return f"{text} ({'; '.join(measured)})" if measured else text
+
+
+def verdict(found: Decision) -> str:
+    """`ordered`, `kept` or `dropped`."""
+    if not found.kept:
+        return "dropped"
+    return "ordered" if found.ordered else "kept"
+
+
+def share(step: StepReport) -> str:
+    """A pass's own share of the energy."""
+    before, after = step.joules_before, step.joules_after
+    if before is None or after is None:
+        return "not priced"
+    if before == after:
+        return "—"
+    sign = "+" if after > before else "−"
+    return f"{sign}{units.joules(abs(after - before))}"
+
+
+def detail(step: StepReport) -> str:
+    """What else a reader must know of a pass: why undone, or its first note."""
+    if step.reason is not None:
+        return units.safe(step.reason, 400)
+    return units.safe(step.notes[0], 400) if step.notes else ""
