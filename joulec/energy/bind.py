@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import onnx
 import onnx_ir as ir
 
 from joulec.energy.known import resolve
@@ -182,24 +183,39 @@ def _evaluate(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.S
 def infer_all(module: Module) -> str | None:
     """Infer every shape again, graph outputs included; returns why it could not, else None."""
     try:
-        inferred = ir.from_proto(resolve(skeleton(module.model)))
+        inferred = resolve(skeleton(module.model))
     except Exception as error:  # noqa: BLE001 - onnx's C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
-    for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
-        known = {value.name: value for node in theirs for value in node.outputs}
-        for node in ours:
-            for value in node.outputs:
-                _adopt(value, known.get(value.name))
+    _merge(module.graph, inferred.graph)
     return None
 
 
-def _adopt(value: ir.Value, found: ir.Value | None) -> None:
-    if found is None:
+def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    """Hand the inferred types to the values of `graph` and of the graphs in its nodes."""
+    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            if (found := known.get(str(value.name))) is not None and found.HasField("tensor_type"):
+                _adopt(value, found.tensor_type)
+        for attribute in proto.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _merge(node.attributes[attribute.name].as_graph(), attribute.g)
+
+
+def _adopt(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:
+    if found.elem_type:
+        value.dtype = ir.DataType(found.elem_type)
+    if not found.HasField("shape"):
         return
-    if found.type is not None:
-        value.type = found.type
-    if found.shape is not None and _known(found.shape) >= _known(value.shape):
-        value.shape = found.shape.copy()
+    shape = ir.Shape([_dim(dim) for dim in found.shape.dim])
+    if _known(shape) >= _known(value.shape):
+        value.shape = shape
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _known(shape: ir.Shape | None) -> int:

@@ -44,7 +44,9 @@ def _plan_graph(plan: Plan, graph: ir.Graph, target: str) -> None:
     if target != "cuda":
         qdq.settle_pairs(plan, graph)
     for node in graph:
-        if node not in plan.kernels and not qdq.integer_kernel(plan, node, target):
+        if not node.outputs or not node.inputs:
+            plan.kernels.setdefault(node, fusions.plain(plan, node))
+        elif node not in plan.kernels and not qdq.integer_kernel(plan, node, target):
             _float_kernel(plan, node)
         fusions.follow_blocked(plan, node)
     for node in graph:
@@ -65,7 +67,7 @@ def _eliminate(plan: Plan, graph: ir.Graph) -> None:
 
 def _does_nothing(node: ir.Node) -> bool:
     """Identity, Dropout without a mask, and Cast to the same dtype; one that makes a graph output copies."""
-    if not node.inputs or node.inputs[0] is None or node.outputs[0].is_graph_output():
+    if not node.inputs or not node.outputs or node.inputs[0] is None or node.outputs[0].is_graph_output():
         return False
     if walk.is_onnx(node, "Identity"):
         return True

@@ -30,7 +30,7 @@ _REDUCTIONS = frozenset({
 def permutation(node: ir.Node) -> tuple[int, ...] | None:
     """The permutation of a Transpose with a plain `perm`, else None."""
     found = node.attributes.get("perm")
-    if not is_onnx(node, "Transpose") or found is None or found.is_ref():
+    if not is_onnx(node, "Transpose") or found is None or found.type != ir.AttributeType.INTS or not node.outputs:
         return None
     return tuple(int(axis) for axis in found.as_ints())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from joulec.energy.bind import Spec, bind_in_place, is_named, open_negative_dims
+from joulec.energy.bind import Spec, bind_in_place, is_named, open_negative_dims, symbols
 from joulec.energy.estimate import (
     MAX_ASSUMED,
     TIERS,
@@ -26,6 +26,7 @@ from joulec.energy.profile import DeviceProfile
 from joulec.energy.trips import Body, bodies
 from joulec.energy.view import Sizes, Unpriced
 from joulec.energy.work import Work, work_of
+from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import static_shape
@@ -63,11 +64,18 @@ class EnergyModel:
         """
         prepared = module.clone()
         open_negative_dims(prepared)
-        notes = [note for note in (inline_functions(prepared), infer_shapes(prepared)) if note]
+        notes = [note for note in (inline_functions(prepared), _infer_open(prepared)) if note]
         batch = _batch_input(prepared)
-        plan = plan_kernels(prepared, self.target)
+        free = bool(symbols(prepared))
+        plan = plan_kernels(prepared, self.target) if free else None
         assumed = bind_in_place(prepared, bindings or {})
-        run = _Run(self, plan, Sizes(), dict(seconds_per_node or {}), notes=notes)
+        plan = plan or plan_kernels(prepared, self.target)
+        sizes = Sizes(widen_half=self.target == "cpu")
+        if sizes.widen_half and _has_half(prepared):
+            notes.append(
+                "float16 is computed, and its bytes are counted, as float32: this target has no float16 kernels"
+            )
+        run = _Run(self, plan, sizes, dict(seconds_per_node or {}), notes=notes)
         run.resident = resident_share(_weight_bytes(plan, run.sizes), self.profile)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
@@ -75,6 +83,19 @@ class EnergyModel:
     def price(self, work: Work, resident: float = 1.0, seconds: float | None = None) -> Price:
         """The price of a piece of work; `resident` is the share of weights that stay in the last cache."""
         return price(work, self.profile, resident, seconds)
+
+
+def _infer_open(module: Module) -> str | None:
+    """Infer shapes while dimensions are still free, where the module has not been inferred yet.
+
+    What the runtime folds at load depends on them: a Shape is constant only where its input's shape is fixed.
+    """
+    open_values = any(value.shape is None for node in module.graph for value in node.outputs if value.name)
+    return infer_shapes(module) if open_values and symbols(module) else None
+
+
+def _has_half(module: Module) -> bool:
+    return any(v.dtype == ir.DataType.FLOAT16 for node in walk.nodes(module.model) for v in node.outputs)
 
 
 def _weight_bytes(plan: Plan, sizes: Sizes) -> int:

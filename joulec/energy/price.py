@@ -90,16 +90,19 @@ def _add(terms: dict[str, float], name: str, amount: float) -> None:
 def _static_terms(
     terms: dict[str, float], work: Work, profile: DeviceProfile, dram: float, seconds: float | None
 ) -> float:
-    """Add the terms of static energy, by what bounds the time, and return the time."""
+    """Add the terms of static energy, by what bounds the time, and return the time.
+
+    Their amounts are seconds at peak: the clock's range moves all peaks alike, so only the efficiencies' remain.
+    """
     if seconds is not None:
-        _add(terms, "static:seconds", seconds)
+        _add(terms, "static:measured", seconds)
         return seconds
-    compute: dict[str, float] = {}
-    for kind, count in work.flops.items():
-        unit = "matrix" if kind.endswith("-matrix") else "vector"
-        _add(compute, f"static:{unit}:{profile.resolve('peak', kind)}", count)
-    candidates = [compute, {"static:dram": dram}, {"static:cache": float(work.bytes)}]
-    times = [sum(amount / rate(profile, name).value for name, amount in one.items()) for one in candidates]
+    candidates = [
+        _compute_seconds(work, profile),
+        {"static:dram": dram / profile.memory["dram_bandwidth"].value},
+        {"static:cache": work.bytes / profile.memory["cache_bandwidth"].value},
+    ]
+    times = [sum(amount / _efficiency(profile, name).value for name, amount in one.items()) for one in candidates]
     bound = max(range(len(times)), key=lambda index: times[index])
     for name, amount in candidates[bound].items():
         _add(terms, name, amount)
@@ -107,12 +110,19 @@ def _static_terms(
     return times[bound] + work.launches * profile.launch["time"].value
 
 
-def rate(profile: DeviceProfile, term: str) -> Bounds:
-    """How fast a `static:` term is worked off, in its units per second."""
-    kind, _, key = term.removeprefix("static:").partition(":")
-    if kind in ("matrix", "vector"):
-        return _product(profile.efficiency[kind], profile.peak[key])
-    return _product(profile.efficiency["memory"], profile.memory[f"{kind}_bandwidth"])
+def _compute_seconds(work: Work, profile: DeviceProfile) -> dict[str, float]:
+    """Seconds at peak that the arithmetic takes, on matrix and on vector units."""
+    found: dict[str, float] = {}
+    for kind, count in work.flops.items():
+        unit = "matrix" if kind.endswith("-matrix") else "vector"
+        _add(found, f"static:{unit}", count / profile.peak[profile.resolve("peak", kind)].value)
+    return found
+
+
+def _efficiency(profile: DeviceProfile, term: str) -> Coefficient:
+    """The share of peak that a `static:` term's kernels reach."""
+    kind = term.removeprefix("static:")
+    return profile.efficiency[kind if kind in ("matrix", "vector") else "memory"]
 
 
 def coefficient(profile: DeviceProfile, term: str) -> Bounds:
@@ -125,12 +135,12 @@ def coefficient(profile: DeviceProfile, term: str) -> Bounds:
     if kind == "launch":
         return _scale(profile.launch["energy"], 1.0)
     power = profile.power["static"]
-    if key == "seconds":
+    if key == "measured":
         return _scale(power, 1.0)
     if key == "launch":
         return _product(power, profile.launch["time"])
-    speed = rate(profile, term)
-    return Bounds(power.value / speed.value, power.low / speed.high, power.high / speed.low)
+    share = _efficiency(profile, term)
+    return Bounds(power.value / share.value, power.low / share.high, power.high / share.low)
 
 
 def _scale(number: Coefficient, factor: float) -> Bounds:

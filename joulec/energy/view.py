@@ -60,9 +60,15 @@ def dtype_class(dtype: ir.DataType | None) -> str:
 
 @dataclass
 class Sizes:
-    """Sizes of values, in elements and bytes. A dimension that nobody knows counts as 1 and lands in `assumed`."""
+    """Sizes of values, in elements and bytes.
+
+    Attributes:
+        assumed: the dimensions that nobody knows, each counted as 1.
+        widen_half: float16 counts four bytes: the CPU provider has no float16 kernels and computes in float32.
+    """
 
     assumed: dict[str, int] = field(default_factory=dict)
+    widen_half: bool = False
 
     def dims(self, value: ir.Value | None) -> tuple[int, ...]:
         """The dimensions of `value`; () for an absent input, a scalar, or (named in `assumed`) an unknown rank."""
@@ -93,7 +99,12 @@ class Sizes:
 
     def nbytes(self, value: ir.Value | None) -> int:
         """Bytes of `value`, rounded up for sub-byte dtypes; 0 for an absent input."""
-        return 0 if value is None else (self.count(value) * bits(value) + 7) // 8
+        if value is None:
+            return 0
+        width = bits(value)
+        if self.widen_half and value.dtype == ir.DataType.FLOAT16:
+            width *= 2
+        return (self.count(value) * width + 7) // 8
 
 
 def bits(value: ir.Value) -> int:
