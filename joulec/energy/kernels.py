@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from joulec.energy import fusions, qdq
+from joulec.energy import fusions, fusions_norm, qdq
 from joulec.energy.constants import Constants
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.layout import vanishing_transposes
@@ -85,11 +85,17 @@ _FUSERS: dict[str, Callable[[Plan, ir.Node], None]] = {
     "Conv": fusions.fuse_conv, "Gemm": fusions.fuse_gemm, "MatMul": fusions.fuse_matmul,
 }  # fmt: skip
 
+_PATTERNS: dict[str, Callable[[Plan, ir.Node], bool]] = {
+    "Sigmoid": fusions.fuse_swish, "ReduceMean": fusions_norm.fuse_layer_norm, "Erf": fusions_norm.fuse_gelu,
+    "Pow": fusions_norm.fuse_rms_norm,
+}  # fmt: skip
+
 
 def _float_kernel(plan: Plan, node: ir.Node) -> None:
     if walk.is_onnx(node, "MatMul") and fusions.bias_add(plan, node) is None and qdq.weight_only(plan, node):
         return
-    if walk.is_onnx(node, "Sigmoid") and fusions.fuse_swish(plan, node):
+    pattern = _PATTERNS.get(node.op_type) if walk.is_onnx(node) else None
+    if pattern is not None and pattern(plan, node):
         return
     fuser = _FUSERS.get(node.op_type) if walk.is_onnx(node) else None
     if fuser is not None and len(node.inputs) >= 2:

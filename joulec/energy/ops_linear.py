@@ -160,7 +160,7 @@ def _equation(view: View) -> tuple[list[str], str]:
     text = str(view.attr("equation", "")).replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
-    if len(terms) != len(view.inputs()) or not left:
+    if len(terms) != len(view.inputs()) or not text:
         raise Unpriced(f"equation '{text[:60]}' does not match the inputs")
     widest = max((len(view.dims(i)) - len(t.replace("...", "")) for i, t in enumerate(terms) if "..." in t), default=0)
     dots = "".join(chr(0x391 + i) for i in range(widest))

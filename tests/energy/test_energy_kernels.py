@@ -36,6 +36,12 @@ WEIGHTS = {
     "hi": np.float32(6),
     "ch": np.arange(1, 17, dtype=np.float32).reshape(1, 16, 1, 1),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
+    "last": np.array([-1], np.int64),
+    "two": np.float32(2),
+    "eps": np.float32(1e-5),
+    "root": np.float32(2**0.5),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
     "flat": np.array([-1, 16], np.int64),
 }
 IMAGE = "g (float[1,16,8,8] x) => (float[1,16,8,8] y)"
@@ -46,6 +52,10 @@ QMAT = QX + "W = DequantizeLinear<axis=1>(mwq, ws, wz) "
 QBIAS = "B = DequantizeLinear<axis=0>(bq, bs, bz) "
 OUT = " o = QuantizeLinear(c, s, z) y = DequantizeLinear(o, s, z)"
 SAME = "<pads=[1,1,1,1]>"
+SPELLED_NORM = (
+    "m = ReduceMean<keepdims=1>(x, last) c = Sub(x, m) q = Pow(c, two) v = ReduceMean<keepdims=1>(q, last) "
+    "f = Add(v, eps) t = Sqrt(f) d = Div(c, t) "
+)
 
 CASES = {
     "conv-relu": (IMAGE, f"c = Conv{SAME}(x, w, b) y = Relu(c)"),
@@ -100,6 +110,10 @@ CASES = {
     "qgemm": (ROWS, QMAT + QBIAS + "c = Gemm(d, W, B)" + OUT),
     "qgemm-to-float": (ROWS, QMAT + QBIAS + "y = Gemm(d, W, B)"),
     "qgemm-float-bias-to-float": (ROWS, QMAT + "y = Gemm(d, W, b)"),
+    "swish": (ROWS, "s2 = Sigmoid(x) y = Mul(x, s2)"),
+    "layer-norm": (ROWS, SPELLED_NORM + "n = Mul(d, b) y = Add(n, b)"),
+    "layer-norm-without-shift": (ROWS, SPELLED_NORM + "y = Mul(d, b)"),
+    "gelu": (ROWS, "r2 = Div(x, root) e = Erf(r2) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)"),
     "nhwc-sandwich": (
         "g (float[1,8,8,16] x) => (float[1,8,8,16] y)",
         f"t = Transpose<perm=[0,3,1,2]>(x) c = Conv{SAME}(t, w, b) u = Transpose<perm=[0,2,3,1]>(c) v = Relu(u) "
