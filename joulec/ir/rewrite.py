@@ -202,6 +202,10 @@ class Rewriter:
             self.module.masks[value.name] = mask
         return value
 
+    def in_function(self, node: ir.Node) -> bool:
+        """Whether `node` stands in the body of a model-local function, where there are no initializers."""
+        return id(_graph_of(node)) in self._function_graphs
+
     def fresh(self, hint: str) -> str:
         """A value name that no graph of the module uses: `hint`, else `hint_1`, `hint_2`, ..."""
         return _fresh(hint, self._names)
@@ -217,6 +221,36 @@ class Rewriter:
     def _opset_imports(self) -> list[dict[str, int]]:
         model = self.module.model
         return [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
+
+    def splice(self, graph: ir.Graph, *, before: ir.Node) -> None:
+        """Move all nodes and initializers of a control-flow branch in front of `before`, under fresh names.
+
+        The branch is left empty. Names are made fresh because sibling branches may use the same ones.
+        """
+        scope = self._observe()
+        home = _graph_of(before)
+        graph.outputs.clear()
+        for value in list(graph.initializers.values()):
+            del graph.initializers[value.name or ""]
+            self._rename(value)
+            home.register_initializer(value)
+        for node in list(graph):
+            graph.remove(node)
+            node.name = self._fresh_node(node.name or node.op_type)
+            for output in node.outputs:
+                if output.name:
+                    self._rename(output)
+            home.insert_before(before, node)
+            scope.touched.append(node)
+            self.on_touch(node)
+
+    def _rename(self, value: ir.Value) -> None:
+        """Give a value that moves to another graph a fresh name, and let its mask follow."""
+        old = value.name or "value"
+        self._names.discard(old)
+        value.name = self.fresh(old)
+        if value.name != old and old in self.module.masks:
+            self.module.masks[value.name] = self.module.masks.pop(old)
 
     # -- changing -------------------------------------------------------------------------------------------
 
@@ -337,6 +371,12 @@ class Rewriter:
         del graph.initializers[name]
         scope.removed.append(name)
         self.module.masks.pop(name, None)
+
+    def erase_function(self, key: ir.OperatorIdentifier) -> None:
+        """Remove a function that nothing calls."""
+        scope = self._observe()
+        del self.module.model.functions[key]
+        scope.removed.append("::".join(part for part in key if part))
 
     def move_mask(self, old: str, new: str, mask: Array) -> None:
         """The weight `old` now lives in initializer `new`, laid out as `mask`."""

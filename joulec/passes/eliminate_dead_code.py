@@ -1,0 +1,87 @@
+"""eliminate-dead-code: remove what no output depends on."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from joulec.ir import walk
+from joulec.ir.module import Module
+from joulec.ir.rewrite import Rewriter
+from joulec.passes.base import Context, Pass, PassResult
+
+
+@dataclass(frozen=True)
+class EliminateDeadCode(Pass):
+    """Remove nodes, initializers and functions that no output depends on; graph inputs stay."""
+
+    def run(self, module: Module, context: Context) -> PassResult:
+        """O(nodes + edges): erasing a node revisits only what fed it."""
+        rewriter = Rewriter(module, self.pass_name())
+        dead = deque(node for node in walk.nodes(module.model) if _is_dead(node))
+        rewriter.on_touch = lambda node: dead.append(node) if _is_dead(node) else None
+        while dead:
+            node = dead.popleft()
+            if node.graph is not None:
+                _erase(node, rewriter, dead)
+        _erase_initializers(module, rewriter)
+        _erase_functions(module, rewriter)
+        return PassResult.of(rewriter)
+
+
+def _is_dead(node: ir.Node) -> bool:
+    return node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs)
+
+
+def _erase(node: ir.Node, rewriter: Rewriter, dead: deque[ir.Node]) -> None:
+    """Erase a dead node; values of outer graphs that only its subgraphs used may now be dead too."""
+    captured = [value for graph in walk.subgraphs(node) for value in _captured(graph)]
+    with rewriter.rewriting("unused-node", node):
+        for graph in walk.subgraphs(node):
+            _detach(graph)
+        rewriter.erase(node)
+    for value in captured:
+        producer = value.producer()
+        if producer is not None and _is_dead(producer):
+            dead.append(producer)
+
+
+def _captured(graph: ir.Graph) -> list[ir.Value]:
+    nodes = [node for inner in [graph, *graph.subgraphs()] for node in inner]
+    return [value for node in nodes for value in node.inputs if value is not None and value.graph is not graph]
+
+
+def _detach(graph: ir.Graph) -> None:
+    """Give up the uses that the body of a dead node holds on values of outer graphs."""
+    for inner in [graph, *graph.subgraphs()]:
+        for node in inner:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+
+
+def _erase_initializers(module: Module, rewriter: Rewriter) -> None:
+    for graph in walk.graphs(module.model):
+        for name, value in list(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                with rewriter.rewriting("unused-initializer"):
+                    rewriter.erase_initializer(graph, name)
+
+
+def _erase_functions(module: Module, rewriter: Rewriter) -> None:
+    """Remove functions that nothing reachable from the main graph calls."""
+    functions = module.model.functions
+    reached: set[ir.OperatorIdentifier] = set()
+    open_graphs: deque[ir.Graph] = deque([module.graph])
+    while open_graphs:
+        graph = open_graphs.popleft()
+        for node in graph:
+            open_graphs.extend(walk.subgraphs(node))
+            key = node.op_identifier()
+            if key in functions and key not in reached:
+                reached.add(key)
+                open_graphs.append(functions[key].graph)
+    for key in [key for key in functions if key not in reached]:
+        with rewriter.rewriting("unused-function"):
+            rewriter.erase_function(key)

@@ -1,0 +1,166 @@
+"""fold-constants: compute what does not depend on an input, within a size limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from joulec.ir.evaluate import FOLDABLE, RELAYOUT, NotEvaluated, evaluate, relayout
+from joulec.ir.module import Module
+from joulec.ir.partial import ShapeFacts, reshape_target
+from joulec.ir.rewrite import Refused, Rewriter, Rule, apply_rules
+from joulec.ir.shapes import infer_shapes
+from joulec.ir.values import Array, attribute, constant_tensor
+from joulec.passes.base import Context, Pass, PassResult, option
+from joulec.passes.inline_if import InlineIf
+
+MIB = 1 << 20
+MAX_ROUNDS = 8
+"""Folding reveals shapes, shapes reveal constants; real models settle in two or three rounds."""
+
+
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Compute nodes whose inputs are constants, resolve known shapes, and inline an If whose condition is known."""
+
+    size_limit: int = option(MIB, "bytes that all folding together may add to the model")  # type: ignore[assignment]
+
+    def run(self, module: Module, context: Context) -> PassResult:
+        """Fold until nothing changes; graphs, subgraphs and functions alike."""
+        rewriter = Rewriter(module, self.pass_name())
+        budget = _Budget(self.size_limit)
+        for _ in range(MAX_ROUNDS):
+            before = len(rewriter.rewrites)
+            apply_rules(rewriter, [LiftConstant(), Fold(module, budget), InlineIf()])
+            infer_shapes(module)
+            facts = ShapeFacts.of(module)
+            apply_rules(rewriter, [FoldKnownShape(facts), ResolveReshape(facts)])
+            if len(rewriter.rewrites) == before:
+                break
+        return PassResult.of(rewriter)
+
+
+@dataclass
+class _Budget:
+    """Bytes that folding may still add."""
+
+    left: int
+
+    def spend(self, growth: int) -> bool:
+        if growth > self.left:
+            return False
+        self.left -= max(growth, 0)
+        return True
+
+
+class LiftConstant(Rule):
+    """Constant -> initializer, where initializers can stand."""
+
+    ops = ("Constant",)
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        output = node.outputs[0]
+        tensor = constant_tensor(output)
+        if tensor is None or rewriter.in_function(node) or output.is_graph_output():
+            return
+        rewriter.replace(output, rewriter.constant(tensor, output.name or "constant", at=node))
+        rewriter.erase(node)
+
+
+class Fold(Rule):
+    """A node whose inputs are all constants -> its value."""
+
+    ops = tuple(sorted(FOLDABLE))
+
+    def __init__(self, module: Module, budget: _Budget) -> None:
+        self._module, self._budget = module, budget
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        tensors = [None if value is None else constant_tensor(value) for value in node.inputs]
+        if not tensors or any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
+            return
+        if any(output.is_graph_output() for output in node.outputs) or any(a.is_ref() for a in node.attributes.values()):
+            return
+        if any(t is not None and t.dtype == ir.DataType.STRING for t in tensors):
+            raise Refused("it holds strings")
+        arrays = [None if tensor is None else tensor.numpy() for tensor in tensors]
+        results = self._evaluate(node, arrays)
+        growth = sum(r.nbytes for r in results if r is not None) - _dying(node)
+        if not self._budget.spend(growth):
+            raise Refused(f"folding it would add {growth} bytes; cheap to compute, large to store")
+        mask = self._mask(node, arrays)
+        for output, result in zip(node.outputs, results, strict=True):
+            if result is None or not output.name:
+                continue
+            # laying out anew keeps the element type, also of those (int4, bfloat16) that numpy alone cannot name
+            kept = tensors[0].dtype if node.op_type in RELAYOUT and tensors[0] is not None else None
+            tensor = ir.tensor(result, dtype=kept)
+            rewriter.replace(output, rewriter.constant(tensor, output.name, at=node, mask=mask))
+        rewriter.erase(node)
+
+    def _evaluate(self, node: ir.Node, arrays: list[Array | None]) -> list[Array]:
+        try:
+            return evaluate(node, arrays, self._module.opset)
+        except NotEvaluated as reason:
+            raise Refused(str(reason)) from reason
+
+    def _mask(self, node: ir.Node, arrays: list[Array | None]) -> Array | None:
+        masks = [self._module.masks.get(v.name or "") for v in node.inputs if v is not None and v.is_initializer()]
+        if all(mask is None for mask in masks):
+            return None
+        if masks[0] is None or (moved := relayout(node, masks[0], arrays, self._module.opset)) is None:
+            raise Refused("it computes on a pruned weight, whose mask could not follow")
+        return moved
+
+
+def _dying(node: ir.Node) -> int:
+    """Bytes of the constants that only `node` uses."""
+    values = {id(value): value for value in node.inputs if value is not None}.values()
+    dying = (constant_tensor(value) for value in values if len({id(u.node) for u in value.uses()}) == 1)
+    return sum(tensor.nbytes for tensor in dying if tensor is not None)
+
+
+class FoldKnownShape(Rule):
+    """Integer arithmetic on known dimensions -> its value (Shape of a static tensor, Gather of one dimension, ...)."""
+
+    ops = ("Shape", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Cast", "Reshape", "Add", "Sub", "Mul", "Div")
+
+    def __init__(self, facts: ShapeFacts) -> None:
+        self._facts = facts
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        output = node.outputs[0]
+        known = self._facts.facts.get(id(output))
+        numbers = None if known is None else known.numbers()
+        if known is None or numbers is None or output.is_graph_output() or output.dtype not in _INTEGERS:
+            return
+        array = np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
+        rewriter.replace(output, rewriter.constant(array, output.name or "shape", at=node))
+        rewriter.erase(node)
+
+
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+class ResolveReshape(Rule):
+    """Reshape(x, computed shape) -> Reshape(x, constant with 0 or one -1)."""
+
+    ops = ("Reshape",)
+
+    def __init__(self, facts: ShapeFacts) -> None:
+        self._facts = facts
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        if len(node.inputs) != 2 or node.inputs[0] is None or constant_tensor(node.inputs[1]) is not None:
+            return
+        known = self._facts.get(node.inputs[1])
+        if known is None or known.rank != 1 or attribute(node, "allowzero", 0):
+            return
+        target = reshape_target(node.inputs[0], known)
+        if target is None:
+            raise Refused("more than one dimension of its shape is unknown")
+        shape = rewriter.constant(np.array(target, np.int64), f"{node.name or 'reshape'}_shape", at=node)
+        rewriter.set_input(node, 1, shape)
+
