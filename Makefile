@@ -1,19 +1,41 @@
-# Everything a contributor needs; `make help` explains. Only Python 3.11, make and gcc are assumed.
-PYTHON ?= python3
+# Everything a contributor needs; `make help` explains. Only Python 3.11, make, gcc and a package index are assumed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := build/demo
 PYTEST_FLAGS ?= -n 2 --dist loadfile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick lint types clean
+.PHONY: help demo test quick lint types clean
 
 help: ## show what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-$(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --editable '.[cpu,tensorflow,onnxsim,dev]'
-	touch $@
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps, so that the demo does not wait for what only developers need.
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing joulec with TensorFlow into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[cpu,tensorflow]' scikit-learn
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing joulec with everything its tests need into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[cpu,tensorflow,onnxsim,dev]'
+	@touch $@
+
+$(DEMO)/trained: examples/digits/train.py | $(VENV)/.demo
+	$(BIN)/python examples/digits/train.py $(DEMO)
+	@touch $@
+
+demo: $(VENV)/.demo $(DEMO)/trained ## train two digit classifiers, optimize both, and show what changed (4 minutes)
+	$(BIN)/joulec optimize $(DEMO)/small.keras -o $(DEMO)/small --data $(DEMO)/small_calibration.npz \
+	    --metric examples/digits/metric.py:accuracy_small --max-drop 1% --sparsity 0.3
+	$(BIN)/joulec optimize $(DEMO)/wide.keras -o $(DEMO)/wide --data $(DEMO)/wide_calibration.npz \
+	    --metric examples/digits/metric.py:accuracy_wide --max-drop 1% --sparsity 0.3
+	@$(BIN)/python examples/digits/summary.py $(DEMO)/small $(DEMO)/wide
 
 test: $(VENV)/.dev ## run every test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -57,10 +57,12 @@ def imported(path: Path) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import in line {node.lineno}"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "joulec" else [node.module]
+            names = [node.module or ""]
+            if node.module == "joulec":
+                names = [f"joulec.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name for name in names if name and name.startswith("joulec.") and name != "joulec.__version__")
+        yield from (name for name in names if name.startswith("joulec.") and name != "joulec.__version__")
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
@@ -76,7 +78,8 @@ def test_imports_lead_downwards(path):
 
 def test_the_test_sees_imports_at_the_top_and_inside_functions(tmp_path):
     path = tmp_path / "x.py"
-    path.write_text("import joulec.api\nfrom joulec import ir, __version__\ndef f():\n    from joulec.cli import main\n")
+    top = "import joulec.api\nfrom joulec import ir, __version__"
+    path.write_text(f"{top}\ndef f():\n    from joulec.cli import main\n")
     assert list(imported(path)) == ["joulec.api", "joulec.ir", "joulec.cli"]
     assert [room(name) for name in imported(path)] == ["api", "ir", "cli"]
 
