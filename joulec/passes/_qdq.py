@@ -84,8 +84,8 @@ def weight_parameters(weight: Array, axis: int | None, limit: int, floor: Array 
         floor: smallest scale allowed, scalar or (channels,).
     """
     axes = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.max(np.abs(weight), axis=axes).astype(np.float64)
-    scale = np.maximum(np.maximum(largest / limit, floor), TINY).astype(np.float32)
+    largest = np.asarray(np.max(np.abs(weight), axis=axes), np.float64)
+    scale = np.asarray(np.maximum(np.maximum(largest / limit, floor), TINY), np.float32)
     return Parameters(scale, np.zeros(scale.shape, np.int8))
 
 

@@ -11,9 +11,10 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 import onnx_ir as ir
 
+from joulec.ir import walk
 from joulec.ir.module import Module, Range
 from joulec.ir.rewrite import Rewriter, sources_of
-from joulec.ir.values import Array, constant
+from joulec.ir.values import Array, constant, rank, sole_consumer
 from joulec.passes._precision import not_quantizable
 from joulec.passes._qdq import (
     WIDEST,
@@ -56,6 +57,10 @@ class Quantize(Pass):
         if reason is not None:
             return PassResult.nothing(reason)
         seen = survey(module, scheme, context.target.name, lambda node: self._veto(node, scheme))
+        if seen.blocks and not module.ranges and context.feeds is None:
+            return PassResult.nothing(
+                "nothing to quantize: no calibrated ranges (calibrate comes first, and needs --data)"
+            )
         rewriter = Rewriter(module, self.pass_name())
         chosen = self._choose(module, seen, scheme, rewriter)
         reduced = self._reduced(context.target)
@@ -63,8 +68,6 @@ class Quantize(Pass):
         return PassResult.of(rewriter, self._notes(chosen, seen, reduced))
 
     def _nothing_to_do(self, module: Module) -> str | None:
-        if not module.ranges:
-            return "nothing to quantize: no calibrated ranges (calibrate comes first, and needs --data)"
         needed = 13 if self.weights == "channel" else 10
         if module.opset < needed:
             return f"opset {module.opset} cannot express it, {needed} can (upgrade-opset comes first)"
@@ -170,6 +173,7 @@ class _Insertion:
         """Result of a block -> Q/DQ; every user of it, graph outputs included, reads the pair."""
         value = block.output
         if block.may_end_in_float and id(value) not in self.readers:
+            self._keep_apart(block.node)
             return
         if block.kind == "movement":
             pair = self._pair(value, source.parameters, source.scale, source.zero_point)
@@ -177,6 +181,23 @@ class _Insertion:
             pair = self._pair(value, *self._constants(value, self._parameters(value, block.within), block.node))
         self.rewriter.replace(value, pair.result)
         self.rewriter.set_input(pair.quantize, 0, value)
+
+    def _keep_apart(self, node: ir.Node) -> None:
+        """Add(MatMul(x, w), b) of rank 3 -> the same with b of rank 3.
+
+        ONNX Runtime would merge a bias of rank 1 and the MatMul into a Gemm, which then runs in float.
+        """
+        add = sole_consumer(node.outputs[0])
+        if add is None or node.op_type != "MatMul" or not walk.is_onnx(add, "Add") or (rank(node.inputs[0]) or 0) < 3:
+            return
+        index = 0 if add.inputs[1] is node.outputs[0] else 1
+        bias = add.inputs[index]
+        numbers = constant(bias)
+        if bias is None or numbers is None or numbers.ndim != 1 or bias.dtype != ir.DataType.FLOAT:
+            return
+        wide = self.rewriter.constant(numbers.reshape(1, 1, -1), f"{bias.name}_wide", at=add)
+        self.rewriter.set_input(add, index, wide)
+        self._drop(bias)
 
     def _parameters(self, value: ir.Value, within: Bounds | None) -> Parameters:
         return activation_parameters(self.ranges[id(value)], self.scheme.activation, within)

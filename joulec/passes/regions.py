@@ -76,8 +76,15 @@ class Block:
 
     @property
     def may_end_in_float(self) -> bool:
-        """Whether its kernel can hand out float: not once ONNX Runtime has merged a float bias into it."""
-        return self.node.op_type in FLOAT_RESULT and not any(node.op_type == "Add" for node in self.tail)
+        """Whether its kernel can hand out float: not where ONNX Runtime merges an Add behind it first."""
+        return self.node.op_type in FLOAT_RESULT and not self.merges
+
+    @property
+    def merges(self) -> bool:
+        """Whether ONNX Runtime makes a Gemm of a MatMul and the Add behind it, before it looks for integers."""
+        following = self.tail[0] if self.tail else sole_consumer(self.node.outputs[0])
+        both = self.node.op_type == "MatMul" and following is not None and walk.is_onnx(following, "Add")
+        return both and rank(self.node.inputs[0]) in (2, None)
 
 
 @dataclass(frozen=True)
@@ -252,14 +259,14 @@ def _block(node: ir.Node, scheme: QuantizationScheme, veto: Veto) -> Block:
 
 
 def _is_gemm_bias(node: ir.Node, following: ir.Node) -> bool:
-    """Whether ONNX Runtime merges MatMul and Add into Gemm at load, before it looks for integers."""
+    """Whether ONNX Runtime merges MatMul and Add into Gemm at load, with the Add as a bias."""
     if node.op_type != "MatMul" or not walk.is_onnx(following, "Add") or following.graph is not node.graph:
         return False
     if rank(node.inputs[0]) != 2 or rank(node.inputs[1]) != 2 or not _is_constant(node.inputs[1]):
         return False
     other = following.inputs[1] if following.inputs[0] is node.outputs[0] else following.inputs[0]
-    tensor = constant_tensor(other)
-    return tensor is not None and tuple(int(dim) for dim in tensor.shape.numpy()) == (channels(node),)
+    tensor, count = constant_tensor(other), channels(node)
+    return tensor is not None and tuple(int(dim) for dim in tensor.shape.numpy()) == (count,)
 
 
 def _is_constant(value: ir.Value | None) -> bool:
