@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types clean
+.PHONY: help demo test quick lint types bench docs clean
 
 help: ## show what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ lint: $(VENV)/.dev ## check style
 
 types: $(VENV)/.dev ## check types
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev demo ## compare the demo's artefacts with ONNX Runtime's own quantizer
+	$(BIN)/python benchmarks/int8.py $(DEMO)
+
+docs: $(VENV)/.dev ## write docs/passes.md from the passes themselves
+	$(BIN)/python docs/generate.py
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
