@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.view import MAX_CONSTANT_ELEMENTS
-from joulec.ir.values import constant_tensor, input_at, rank
+from joulec.ir.values import constant_tensor, input_at, rank, sole_consumer
 from joulec.ir.walk import is_onnx
 
 CONV_ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
@@ -158,16 +158,29 @@ def _pads_zeros(plan: Plan, pad: ir.Node) -> bool:
 
 
 def fuse_swish(plan: Plan, node: ir.Node) -> bool:
-    """x * Sigmoid(x) runs as one QuickGelu: the Sigmoid is computed inside the Mul."""
+    """x * Sigmoid(alpha * x) runs as one QuickGelu: the Sigmoid is computed inside the Mul."""
     follower = plan.follower(node.outputs[0])
     if follower is None or not is_onnx(follower, "Mul"):
         return False
-    source = plan.origin(node.inputs[0])
-    if _other_operand(plan, follower, node.outputs[0]) is not source:
-        return False
+    source = _other_operand(plan, follower, node.outputs[0])
+    absorbed = [node]
+    if source is not plan.origin(node.inputs[0]):
+        scale = plan.producer(node.inputs[0])
+        if scale is None or not _scales(plan, scale, source):
+            return False
+        absorbed.append(scale)
     plan.kernels[follower] = Kernel("QuickGelu", (source,), (follower.outputs[0],), epilogue=(node,))
-    plan.absorb([node], follower)
+    plan.absorb(absorbed, follower)
     return True
+
+
+def _scales(plan: Plan, node: ir.Node, source: ir.Value | None) -> bool:
+    """Whether `node` multiplies `source` by one constant number, for one user."""
+    if source is None or not is_onnx(node, "Mul") or sole_consumer(node.outputs[0]) is None:
+        return False
+    factor = _other_operand(plan, node, source)
+    tensor = constant_tensor(factor)
+    return tensor is not None and tensor.size == 1
 
 
 def follow_blocked(plan: Plan, node: ir.Node) -> None:

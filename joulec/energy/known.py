@@ -105,7 +105,8 @@ _NUMERIC = frozenset({
 
 def _evaluate(graph: onnx.GraphProto, outer: _Scope | None = None) -> bool:
     """Turn every node that can be evaluated into a Constant; says whether any was."""
-    scope, changed = _Scope(graph, outer), False
+    changed = outer is not None and _bring_in(graph, outer)
+    scope = _Scope(graph, outer)
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             _read_constant(node, scope)
@@ -120,6 +121,21 @@ def _evaluate(graph: onnx.GraphProto, outer: _Scope | None = None) -> bool:
         node.CopyFrom(onnx.helper.make_node("Constant", [], [name], value=numpy_helper.from_array(result)))
         changed = True
     return changed
+
+
+def _bring_in(graph: onnx.GraphProto, outer: _Scope) -> bool:
+    """Give a nested graph its own copies of outer constants: ONNX's inference does not look at numbers outside it."""
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            value = outer.value(name) if name else None
+            if value is None:
+                continue
+            if name not in copies:
+                copies[name] = f"{name}@{graph.name}"
+                graph.initializer.append(numpy_helper.from_array(value, copies[name]))
+            node.input[index] = copies[name]
+    return bool(copies)
 
 
 def _read_constant(node: onnx.NodeProto, scope: _Scope) -> None:

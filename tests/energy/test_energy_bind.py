@@ -107,6 +107,18 @@ def test_shape_arithmetic_through_floats_and_expand(parse: Parse) -> None:
     assert shape_of(bound, "y") == (6,)
 
 
+def test_constants_outside_a_branch_are_seen_inside(parse: Parse) -> None:
+    module = parse(
+        """g (bool c, float[N] x) => (float[P] y) {
+            pads = Constant<value_ints=[0, 3]>()
+            y = If(c) <then_branch = t () => (float[Q] a) { a = Pad(x, pads) },
+                       else_branch = e () => (float[R] b) { b = Pad(x, pads) }>
+        }"""
+    )
+    bound, _ = bind(module, {"N": 5})
+    assert shape_of(bound, "y") == (8,)
+
+
 def test_huge_shape_arithmetic_is_not_evaluated(parse: Parse) -> None:
     module = parse(
         "g (float[N] x) => (float[P] y) { s = Constant<value_ints=[1000000000000]>() y = ConstantOfShape(s) }"

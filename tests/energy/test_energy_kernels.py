@@ -111,6 +111,7 @@ CASES = {
     "qgemm-to-float": (ROWS, QMAT + QBIAS + "y = Gemm(d, W, B)"),
     "qgemm-float-bias-to-float": (ROWS, QMAT + "y = Gemm(d, W, b)"),
     "swish": (ROWS, "s2 = Sigmoid(x) y = Mul(x, s2)"),
+    "swish-alpha": (ROWS, "a = Mul(x, two) s2 = Sigmoid(a) y = Mul(x, s2)"),
     "layer-norm": (ROWS, SPELLED_NORM + "n = Mul(d, b) y = Add(n, b)"),
     "layer-norm-without-shift": (ROWS, SPELLED_NORM + "y = Mul(d, b)"),
     "gelu": (ROWS, "r2 = Div(x, root) e = Erf(r2) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)"),
