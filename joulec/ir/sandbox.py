@@ -1,0 +1,144 @@
+"""Child processes with limits: where untrusted models are loaded and run. Messages are JSON; nothing is unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joulec import errors
+from joulec.errors import InputError, JoulecError
+
+MEMORY_VARIABLE = "JOULEC_CHILD_MEMORY"
+STDERR_LINES = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use.
+
+    Attributes:
+        memory_bytes: address space, None for no limit.
+        seconds: wall time per request, None for no limit.
+    """
+
+    memory_bytes: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def default(cls) -> Limits:
+        """80 % of this machine's memory and ten minutes."""
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(int(physical * 0.8), 600.0)
+
+
+def start_child(module: str, *arguments: str, limits: Limits, **popen: Any) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments...`; the child applies the memory limit to itself before it does anything else.
+
+    Args:
+        module: must call `apply_limits_from_environment` first.
+        arguments: passed on.
+        limits: only the memory limit is applied here; the caller watches the time.
+        popen: passed to `subprocess.Popen`.
+    """
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONHASHSEED": "0"}
+    environment.pop(MEMORY_VARIABLE, None)
+    if limits.memory_bytes is not None:
+        environment[MEMORY_VARIABLE] = str(limits.memory_bytes)
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, **popen)
+
+
+def apply_limits_from_environment() -> None:
+    """In the child: limit the address space as the parent asked, and leave no core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    wanted = os.environ.get(MEMORY_VARIABLE)
+    if wanted is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = int(wanted) if hard == resource.RLIM_INFINITY else min(int(wanted), hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, what: str) -> dict[str, Any]:
+    """Call `package.module:function` with JSON keyword arguments in a fresh child; its result is a JSON object.
+
+    Args:
+        function: where to find it.
+        arguments: JSON-able keyword arguments.
+        limits: of the child.
+        what: what the child does, for errors: `loading model.keras`.
+
+    Raises:
+        JoulecError: the error that the function raised, of the same class and with the same text.
+        InputError: the child died or exceeded a limit.
+    """
+    with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
+        Path(folder, "request.json").write_text(json.dumps({"function": function, "arguments": dict(arguments)}))
+        with Path(folder, "stderr").open("wb") as noise:
+            child = start_child(
+                __spec__.name, folder, limits=limits, stdin=subprocess.DEVNULL, stdout=noise, stderr=subprocess.STDOUT
+            )
+            code = _wait(child, limits, what)
+        answer = Path(folder, "answer.json")
+        if not answer.is_file():
+            raise InputError(f"{what} failed: {_death(code)}{_tail(Path(folder, 'stderr'))}")
+        result: dict[str, Any] = json.loads(answer.read_text())
+    if "error" in result:
+        raise rebuild_error(result)
+    return result
+
+
+def _wait(child: subprocess.Popen[bytes], limits: Limits, what: str) -> int:
+    try:
+        return child.wait(limits.seconds)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{what} took longer than {limits.seconds:g} s (raise --time-limit)") from None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _death(code: int) -> str:
+    if code in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV):
+        return f"the process died ({signal.Signals(-code).name}); if it ran out of memory, raise --memory-limit"
+    return f"the process ended with status {code}"
+
+
+def _tail(path: Path) -> str:
+    """The last lines that the child printed, on one line."""
+    lines = path.read_bytes()[-4096:].decode(errors="replace").splitlines()
+    kept = [line.strip() for line in lines if line.strip()][-STDERR_LINES:]
+    return f": {' | '.join(kept)}"[:400] if kept else ""
+
+
+def rebuild_error(answer: Mapping[str, Any]) -> JoulecError:
+    """The error that a child reported, as one of joulec's own classes."""
+    kind = getattr(errors, str(answer.get("kind")), InputError)
+    safe = kind if isinstance(kind, type) and issubclass(kind, JoulecError) else InputError
+    return safe(str(answer["error"]))
+
+
+def main(folder: str) -> None:
+    """Entry point of the child."""
+    apply_limits_from_environment()
+    request = json.loads(Path(folder, "request.json").read_text())
+    module, _, name = request["function"].partition(":")
+    try:
+        answer = getattr(importlib.import_module(module), name)(**request["arguments"])
+    except JoulecError as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    except MemoryError:
+        answer = {"error": "it ran out of memory (raise --memory-limit)", "kind": "InputError"}
+    Path(folder, "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,101 @@
+"""Child processes: limits hold, errors come back as themselves, noise stays away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from joulec.errors import CheckError, InputError
+from joulec.ir import sandbox
+from joulec.ir.sandbox import Limits, call_in_child
+
+HERE = "sandbox_tasks"
+NO_LIMITS = Limits()
+
+
+@pytest.fixture(autouse=True)
+def tasks_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The child imports what it runs: these functions, from a module of their own."""
+    (tmp_path / f"{HERE}.py").write_text(TASKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+TASKS = """
+import os, resource, signal, sys, time
+from joulec.errors import CheckError
+
+def echo(**arguments): return arguments
+def noisy(): print("noise"); print("more", file=sys.stderr); os.write(1, b"raw"); return {"ok": True}
+def refuse(text): raise CheckError(text)
+def wait(seconds): time.sleep(seconds); return {}
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+def broken(): raise ValueError("a bug of ours")
+def greedy(size): return {"length": len(bytearray(size))}
+def limits():
+    soft = lambda what: resource.getrlimit(what)[0]
+    return {"memory": soft(resource.RLIMIT_AS), "core": soft(resource.RLIMIT_CORE)}
+def huge(): return {"text": "x" * (100 << 20)}
+"""
+
+
+def test_arguments_and_results_are_json() -> None:
+    given = {"a": [1, 2.5, None], "b": {"c": "ü"}}
+    assert call_in_child(f"{HERE}:echo", given, NO_LIMITS) == given
+
+
+def test_noise_is_kept_out_of_the_answer_and_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call_in_child(f"{HERE}:noisy", {}, NO_LIMITS) == {"ok": True}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_comes_back_as_the_same_class() -> None:
+    with pytest.raises(CheckError, match=r"^output 'y' differs$"):
+        call_in_child(f"{HERE}:refuse", {"text": "output 'y' differs"}, NO_LIMITS)
+
+
+def test_time_limit_is_named() -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"took longer than 0\.5 s \(raise --time-limit\)"):
+        call_in_child(f"{HERE}:wait", {"seconds": 60}, Limits(None, 0.5))
+    assert time.monotonic() - start < 10
+
+
+def test_memory_limit_is_named() -> None:
+    with pytest.raises(InputError, match=r"more than 1 GB of memory \(raise --memory-limit\)"):
+        call_in_child(f"{HERE}:greedy", {"size": 2_000_000_000}, Limits(1_000_000_000, 60))
+
+
+def test_a_killed_child_is_said_with_its_signal() -> None:
+    with pytest.raises(InputError, match=f"signal {int(signal.SIGKILL)}"):
+        call_in_child(f"{HERE}:kill", {}, NO_LIMITS)
+
+
+def test_the_tail_of_a_crash_is_told() -> None:
+    with pytest.raises(InputError, match="ValueError: a bug of ours"):
+        call_in_child(f"{HERE}:broken", {}, NO_LIMITS)
+
+
+def test_an_oversized_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "ANSWER_LIMIT", 1 << 20)
+    with pytest.raises(InputError, match="crashed"):
+        call_in_child(f"{HERE}:huge", {}, NO_LIMITS)
+
+
+def test_limits_are_set_inside_the_child() -> None:
+    assert call_in_child(f"{HERE}:limits", {}, Limits(3_000_000_000, None)) == {"memory": 3_000_000_000, "core": 0}
+
+
+def test_default_limits_leave_a_fifth_of_the_memory() -> None:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert Limits.default() == Limits(int(physical * 0.8), 600.0)
+
+
+def test_the_current_folder_is_not_imported_from(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert call_in_child(f"{HERE}:echo", {"a": 1}, NO_LIMITS) == {"a": 1}
