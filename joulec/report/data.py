@@ -20,7 +20,7 @@ class Data:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the field names as keys."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -29,13 +29,14 @@ class Data:
         return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Any of joulec's values as what JSON can hold; infinities and NaN become strings."""
     if isinstance(value, Data):
         return value.to_json()
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity and no NaN
     return value

@@ -83,7 +83,9 @@ def _view(report: Report) -> dict[str, Any]:
         "report": report,
         "headline": words.headline(report),
         "facts": words.facts(report),
-        "decisions": [(words.verdict(d), units.safe(d.what), words.decision(d), d.ratio is not None) for d in report.decisions],
+        "decisions": [
+            (words.verdict(d), units.safe(d.what), words.decision(d), d.ratio is not None) for d in report.decisions
+        ],
         "steps": [(step, words.share(step), words.detail(step)) for step in report.steps],
         "saving": None if found is None else words.saving(found),
         "bars": [] if found is None else op_bars(found),
@@ -93,7 +95,9 @@ def _view(report: Report) -> dict[str, Any]:
         "basis": None if found is None else words.energy_basis(found),
         "tiers": [] if found is None else _tiers(found),
         "caveats": [] if found is None else _caveats(found),
-        "sparsity": [(units.safe(s.tensor), s.kept, s.total, _percent(s.kept, s.total)) for s in report.sparsity[:MAX_TENSORS]],
+        "sparsity": [
+            (units.safe(s.tensor), s.kept, s.total, _percent(s.kept, s.total)) for s in report.sparsity[:MAX_TENSORS]
+        ],
         "tensor_rest": max(0, len(report.sparsity) - MAX_TENSORS),
         "files": sorted(report.files.items()),
     }

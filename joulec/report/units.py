@@ -74,7 +74,7 @@ def change(before: float, after: float) -> str:
         return "new"
     percent = 100 * (after - before) / before
     text = f"{percent:+.1f}" if abs(percent) < 10 else f"{percent:+.0f}"
-    return f"{text.replace('-', '−')} %"
+    return f"{text.replace('-', '−')}\u00a0%"
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:

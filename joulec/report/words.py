@@ -40,9 +40,15 @@ def facts(report: Report) -> list[Fact]:
         None if report.accuracy is None else accuracy(report.accuracy),
         None if report.latency is None else latency(report.latency),
         None if report.energy is None else energy(report.energy),
-        _counted("nodes", report.nodes_before, report.nodes_after, f"{report.nodes_before:,}", f"{report.nodes_after:,}"),
         _counted(
-            "weights", report.size_before, report.size_after, units.size(report.size_before), units.size(report.size_after)
+            "nodes", report.nodes_before, report.nodes_after, f"{report.nodes_before:,}", f"{report.nodes_after:,}"
+        ),
+        _counted(
+            "weights",
+            report.size_before,
+            report.size_after,
+            units.size(report.size_before),
+            units.size(report.size_after),
         ),
     ]
     return [row for row in rows if row is not None]
@@ -55,9 +61,12 @@ def accuracy(found: Accuracy) -> Fact:
         change = f"unchanged ({allowed})"
     else:
         change = f"{'drops' if found.drop > 0 else 'rises'} by {abs(found.drop):.4f} ({allowed})"
-    good = None if abs(found.drop) < 5e-5 else found.drop < 0
+    within = found.budget is not None and 0 <= found.drop <= found.budget
+    good = None if within or abs(found.drop) < 5e-5 else found.drop < 0
     how = "the user's metric" if found.name == "metric" else "fidelity: 1 − ‖y − y₀‖ / ‖y₀‖ of the worst output"
-    return Fact(found.name, f"{found.before:.4f}", f"{found.after:.4f}", change, good, f"{how}; {units.safe(found.feeds)}")
+    return Fact(
+        found.name, f"{found.before:.4f}", f"{found.after:.4f}", change, good, f"{how}; {units.safe(found.feeds)}"
+    )
 
 
 def latency(found: Latency) -> Fact:
@@ -120,7 +129,7 @@ def headline(report: Report) -> str:
     if report.energy is not None:
         parts.append(_spent(report.energy))
     if report.size_before != report.size_after:
-        parts.append(f"{units.change(report.size_before, report.size_after)} weights")
+        parts.append(_less(report.size_before, report.size_after, "weights"))
     if not parts:
         return f"{units.plural(report.nodes_before, 'node')} became {units.plural(report.nodes_after, 'node')}"
     return ", ".join(parts) + _cost(report.accuracy)
@@ -136,7 +145,15 @@ def _spent(found: EnergyChange) -> str:
     before, after = found.before["total_joules"], found.after["total_joules"]
     if found.change is not None and not found.change["detectable"]:
         return "no detectable change in energy"
-    return f"{units.change(before, after)} energy"
+    return _less(before, after, "energy")
+
+
+def _less(before: float, after: float, noun: str) -> str:
+    """`61 % less energy`."""
+    if before in (0, after):
+        return f"{'as much' if before == after else 'more'} {noun}"
+    percent = 100 * abs(after - before) / before
+    return f"{units.digits(percent, 1 if percent < 1 else 2)}\u00a0% {'less' if after < before else 'more'} {noun}"
 
 
 def _cost(found: Accuracy | None) -> str:
@@ -151,7 +168,12 @@ def decision(found: Decision) -> str:
     """Why something is in the artefact or not, with what was measured unless the reason says it already."""
     text = units.safe(found.reason, 400)
     measured = []
-    if found.ratio is not None and found.low is not None and found.high is not None and f"{found.ratio:.2f}x" not in text:
+    if (
+        found.ratio is not None
+        and found.low is not None
+        and found.high is not None
+        and f"{found.ratio:.2f}x" not in text
+    ):
         measured.append(f"{found.ratio:.2f}x as fast, {found.low:.2f} to {found.high:.2f}")
     if found.drop is not None and f"{found.drop:.4f}" not in text:
         measured.append(f"accuracy drop {found.drop:.4f}")

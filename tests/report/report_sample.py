@@ -72,9 +72,14 @@ def report(name: str = "conv1/Conv") -> Report:
 
 
 def steps(name: str = "conv1/Conv") -> tuple[StepReport, ...]:
-    refused = (RefusalReport("fuse-batch-norm", name, "bias has rank 3"), RefusalReport("fuse-add", "add2", "used twice"))
+    refused = (
+        RefusalReport("fuse-batch-norm", name, "bias has rank 3"),
+        RefusalReport("fuse-add", "add2", "used twice"),
+    )
 
-    def step(spelling: str, status: str, rewrites: int, nodes: tuple[int, int], energy: tuple[float, float], **more: Any) -> StepReport:
+    def step(
+        spelling: str, status: str, rewrites: int, nodes: tuple[int, int], energy: tuple[float, float], **more: Any
+    ) -> StepReport:
         values: dict[str, Any] = {
             "fidelity": "exact", "rules": {}, "refusals": (), "refusal_count": 0, "notes": (), "seconds": 0.0123, **more
         }  # fmt: skip

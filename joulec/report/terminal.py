@@ -1,0 +1,250 @@
+"""What the commands show in a terminal, at 80 columns and when piped. Names from models are never read as markup."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from joulec.report import units, words
+from joulec.report.data import Decision, EnergyChange, Report, StepReport
+
+PIPED_WIDTH, MAX_WIDTH = 100, 120
+BAR = 20
+"""Columns of the longest bar."""
+
+MAX_ROWS = 12
+"""Operators in the summary; the page lists all."""
+
+_STYLES = {"kept": "green", "ordered": "cyan", "dropped": "yellow", "rolled back": "red", "applied": "green"}
+
+
+def console(file: IO[str] | None = None, stderr: bool = False) -> Console:
+    """A console that neither invents emoji nor highlights numbers; a pipe gets `PIPED_WIDTH` columns."""
+    found = Console(file=file, stderr=stderr, highlight=False, emoji=False, markup=False, soft_wrap=False)
+    if not found.is_terminal:
+        return Console(
+            file=file, stderr=stderr, highlight=False, emoji=False, markup=False, width=PIPED_WIDTH, no_color=True
+        )
+    if found.width > MAX_WIDTH:
+        found.width = MAX_WIDTH
+    return found
+
+
+def summary(out: Console, report: Report) -> None:
+    """The end of `optimize` and `simplify`: what changed, what was kept and why, and where everything is."""
+    place = "" if report.directory is None else f" → {units.safe(report.directory, 400)}"
+    out.print(Text(f"{units.safe(report.model)}{place}  ({units.safe(report.target)})", style="bold"))
+    if report.status == "up to date":
+        out.print("up to date: nothing it depends on has changed")
+        return
+    _section(out, "What changed", _facts(report))
+    if report.decisions:
+        _section(out, "Kept and dropped", _decisions(report.decisions))
+    if report.energy is not None and report.energy.by_op:
+        _section(out, f"Energy by operator, {words.energy_basis(report.energy)}", _operators(report.energy))
+    if report.steps:
+        _section(out, "Passes, each with its own share", _steps(report.steps))
+    _notes(out, report)
+    _places(out, report)
+
+
+def _section(out: Console, title: str, body: Table) -> None:
+    out.print()
+    out.print(Text(title, style="bold"))
+    out.print(Padding(body, (0, 0, 0, 2)))
+
+
+def _grid(*columns: str) -> Table:
+    """A table without lines; a column spelled `>name` is right-aligned, and `*name` takes what is left."""
+    table = Table(box=None, pad_edge=False, show_header=any(name.strip(">*") for name in columns), header_style="dim")
+    for name in columns:
+        right, wide = name.startswith(">"), name.startswith("*")
+        table.add_column(
+            name.strip(">*"), justify="right" if right else "left", overflow="fold", ratio=1 if wide else None,
+            no_wrap=right,
+        )  # fmt: skip
+    return table
+
+
+def _facts(report: Report) -> Table:
+    table = _grid("", ">before", ">after", "*change")
+    for fact in words.facts(report):
+        style = "" if fact.good is None else "green" if fact.good else "red"
+        table.add_row(fact.name, fact.before, Text(fact.after, style="bold"), Text(fact.change, style=style))
+    return table
+
+
+def _decisions(decisions: Sequence[Decision]) -> Table:
+    table = _grid("", "", "*")
+    for found in decisions:
+        verdict = words.verdict(found)
+        table.add_row(Text(verdict, style=_STYLES[verdict]), units.safe(found.what), words.decision(found))
+    return table
+
+
+def _operators(found: EnergyChange) -> Table:
+    table = _grid("", ">before", ">after", "*")
+    largest = max((after or 0.0 for _, _, after in found.by_op), default=0.0)
+    for op, before, after in found.by_op[:MAX_ROWS]:
+        bar = "█" * round(BAR * (after or 0.0) / largest) if largest else ""
+        table.add_row(units.safe(op), _maybe(before), _maybe(after), bar)
+    if len(found.by_op) > MAX_ROWS:
+        table.add_row(f"and {len(found.by_op) - MAX_ROWS} more", "", "", "")
+    return table
+
+
+def _maybe(value: float | None) -> str:
+    return "—" if value is None else units.joules(value)
+
+
+def _steps(steps: Sequence[StepReport]) -> Table:
+    table = _grid("pass", "outcome", ">rewrites", ">refused", ">nodes", ">energy")
+    for step in steps:
+        nodes = (
+            f"{step.nodes_before}"
+            if step.nodes_before == step.nodes_after
+            else f"{step.nodes_before}→{step.nodes_after}"
+        )
+        table.add_row(
+            units.safe(step.spelling), Text(step.status, style=_STYLES.get(step.status, "dim")), str(step.rewrites or ""),
+            str(step.refusal_count or ""), nodes, words.share(step),
+        )  # fmt: skip
+    return table
+
+
+def _notes(out: Console, report: Report) -> None:
+    undone = [f"{units.safe(s.spelling)}: {words.detail(s)}" for s in report.steps if s.status == "rolled back"]
+    failed = [
+        f"{units.safe(r.name)} {r.status}: {units.safe(r.detail, 400)}" for r in report.checks if r.status != "passed"
+    ]
+    lines = [*undone, *failed, *(units.safe(note, 400) for note in report.notes)]
+    if not lines:
+        return
+    table = _grid("", "*")
+    for line in dict.fromkeys(lines):
+        table.add_row("·", line)
+    _section(out, "Notes", table)
+
+
+def _places(out: Console, report: Report) -> None:
+    """Paths are printed whole on one line, however long, so that they can be copied."""
+    if report.directory is None:
+        return
+    out.print()
+    place = units.safe(report.directory, 4000)
+    out.print(Text(f"artefact  {place}"), soft_wrap=True)
+    if "report.html" in report.files:
+        out.print(Text(f"report    {place}/report.html"), soft_wrap=True)
+
+
+def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit: int | None = None) -> None:
+    """Nodes by energy, then the total and what it leaves out.
+
+    Args:
+        out: where to print.
+        model: the model's name, as a title.
+        estimate: `Estimate.to_json()`.
+        limit: rows; None for all.
+    """
+    nodes = sorted(estimate["nodes"], key=lambda node: (node["joules"] is not None, -(node["joules"] or 0.0)))
+    total = estimate["total_joules"]
+    table = _grid(">energy", ">share", ">interval", "tier", "operator", "*node")
+    for node in nodes[:limit]:
+        known = node["joules"] is not None
+        table.add_row(
+            units.joules(node["joules"]), f"{100 * node['joules'] / total:.1f} %" if known and total else "",
+            f"{units.joules(node['low'])}–{units.joules(node['high'])}" if known else "", str(node["tier"]),
+            units.safe(node["op"]), units.safe(node["name"], 60),
+        )  # fmt: skip
+    out.print(Text(f"{units.safe(model)} on {units.safe(estimate['device'])}", style="bold"))
+    out.print(table)
+    if limit is not None and len(nodes) > limit:
+        out.print(f"and {len(nodes) - limit} more nodes")
+    out.print()
+    for line in _totals(estimate):
+        out.print(Text(line))
+
+
+def _totals(estimate: Mapping[str, Any]) -> Iterable[str]:
+    low, high = units.joules(estimate["low"]), units.joules(estimate["high"])
+    yield f"total {units.joules(estimate['total_joules'])} per inference ({low} to {high}), static power included"
+    if (estimate["samples"] or 1) > 1:
+        yield f"{units.joules(estimate['joules_per_sample'])} per sample, batch {estimate['samples']}"
+    yield words.TIER_WORDS.get(estimate["tier"], str(estimate["tier"]))
+    if estimate["unknown"]:
+        yield f"price unknown, not in the total: {', '.join(units.safe(op) for op in estimate['unknown'][:20])}"
+    if estimate["assumed"]:
+        yield f"taken as 1 because nobody gave it: {', '.join(units.safe(name) for name in estimate['assumed'][:20])}"
+    yield from (units.safe(note, 400) for note in estimate["notes"])
+
+
+def comparison(out: Console, found: Mapping[str, Any]) -> None:
+    """`verify`: whether two models compute the same; `found` is `Comparison.to_json()`."""
+    if found["output"] is None:
+        out.print("nothing to compare: the models have no output that stays the same from run to run")
+        return
+    word = "equal" if found["equal"] else "different"
+    allowed = f"{found['tolerance']:.0e}"
+    out.print(Text(word, style="bold green" if found["equal"] else "bold red"))
+    deviation = found["deviation"] if isinstance(found["deviation"], str) else f"{found['deviation']:.2g}"
+    out.print(
+        f"worst output: {units.safe(found['output'])}, deviation {deviation} of its largest value, allowed {allowed}"
+    )
+    out.print(f"feeds: {units.safe(found['feeds'], 400)}")
+
+
+def timing(out: Console, model: str, against: str | None, found: Mapping[str, Any]) -> None:
+    """`measure`: paired times; `found` is `paired_json`."""
+    base = "itself, which shows the noise of this machine" if against is None else units.safe(against, 400)
+    table = _grid("", ">median")
+    table.add_row(units.safe(model, 400), units.milliseconds(found["candidate_ms"]))
+    if against is not None:
+        table.add_row(units.safe(against, 400), units.milliseconds(found["base_ms"]))
+    out.print(table)
+    out.print(
+        f"{found['ratio']:.3f}x as fast as {base} (95 % interval {found['low']:.3f} to {found['high']:.3f}; "
+        f"{units.plural(found['rounds'], 'paired round')}, {units.plural(found['threads'], 'thread')})"
+    )
+
+
+def pass_table(out: Console, rows: Sequence[tuple[str, str, str]]) -> None:
+    """`passes`: name, fidelity and one line each."""
+    table = _grid("pass", "fidelity", "*what it does")
+    for name, fidelity, text in rows:
+        table.add_row(name, fidelity, text)
+    out.print(table)
+
+
+def pass_help(out: Console, name: str, fidelity: str, text: str, options: Sequence[tuple[str, str, str, str]]) -> None:
+    """`passes NAME`: its whole documentation and its options."""
+    out.print(Text(f"{name} ({fidelity})", style="bold"))
+    out.print(Text(text))
+    out.print()
+    if not options:
+        out.print("no options")
+        return
+    table = _grid("option", "type", "default", "*what it does")
+    for row in options:
+        table.add_row(*row)
+    out.print(table)
+    option, _, default, _ = options[0]
+    out.print(f"\nexample: --passes '{name}{{{option}={default}}}'")
+
+
+def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """`targets`: name, provider, whether this machine has it, opset and what is emitted."""
+    table = _grid("target", "execution provider", "here", ">opset", "*what is emitted")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def documentation(kind: type) -> str:
+    """A class's docstring without its indentation."""
+    return inspect.getdoc(kind) or ""
