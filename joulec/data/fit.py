@@ -84,10 +84,16 @@ def check_names(names: Iterable[str], wanted: Mapping[str, Slot], where: str, no
         raise InputError(
             f"{where}: no array for model input {_quoted(missing)}; "
             f"it holds {_quoted(found) or 'nothing'}, the model's inputs are {_quoted(wanted)}"
+            f"{_unnamed(found, missing[0])}"
         )
     for name in found:
         if name not in wanted:
             notes.add(f"'{name}' is no input of the model and left out")
+
+
+def _unnamed(found: Sequence[str], missing: str) -> str:
+    """numpy names an array that nobody named `arr_0`."""
+    return f"; save it with numpy.savez(path, {missing}=array)" if found[:1] == ["arr_0"] else ""
 
 
 def fit_feed(feed: Mapping[str, object], wanted: Mapping[str, Slot], where: str, notes: Notes) -> dict[str, Array]:

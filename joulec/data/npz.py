@@ -105,7 +105,13 @@ class NpzFile:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise InputError(f"{self.path}: not an .npz file, or a damaged one ({error})") from error
+            raise InputError(f"{self.path}: not an .npz file, or a damaged one ({self._hint(error)})") from error
+
+    def _hint(self, error: Exception) -> str:
+        with self.path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                return "it is a single array; save it with numpy.savez(path, INPUT_NAME=array)"
+        return _short(error)
 
     def _check_size(self, archive: zipfile.ZipFile) -> None:
         declared = sum(info.file_size for info in archive.infolist())

@@ -59,6 +59,8 @@ def test_missing_truncated_and_foreign_files_are_refused_in_one_line(tmp_path):
     assert refused(tmp_path / "none.npz").endswith("no such file")
     (tmp_path / "text.npz").write_text("hello")
     assert "not an .npz file" in refused(tmp_path / "text.npz")
+    np.save(tmp_path / "single.npy", np.ones(3))
+    assert "it is a single array; save it with numpy.savez(" in refused(tmp_path / "single.npy")
     np.savez(tmp_path / "a.npz", x=np.ones(1000))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-300])
     assert "not an .npz file" in refused(tmp_path / "cut.npz")

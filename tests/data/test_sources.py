@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.errors import InputError
@@ -180,6 +184,8 @@ def test_wrong_names(tmp_path):
     text = refusal(save(tmp_path / "c.npz", image=SAMPLES))
     assert "no array for model input 'x'; it holds 'image', the model's inputs are 'x'" in text
     assert "no array for model input 'x'; it holds 'image'" in refusal([{"image": SAMPLES}])
+    np.savez(tmp_path / "unnamed.npz", SAMPLES)
+    assert "; save it with numpy.savez(path, x=array)" in refusal(tmp_path / "unnamed.npz")
 
 
 def test_wrong_shapes(tmp_path):
@@ -223,6 +229,21 @@ def test_functions_that_fail_are_told_in_one_line(tmp_path):
     assert "name the function too" in refusal(str(path))
     assert "no such file" in refusal(f"{tmp_path}/missing.py:f")
     assert "data, feed 0: is a list" in refusal([[1, 2]])
+
+
+@given(
+    hnp.array_shapes(min_dims=0, max_dims=3, max_side=4), st.integers(1, 4), st.booleans(),
+    st.sampled_from([ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.BOOL]), st.data(),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_stacked_comes_back_row_by_row(shape, count, symbolic, dtype, data):
+    stacked = data.draw(hnp.arrays(dtype.numpy(), (count, *shape)))
+    inputs = [model_input(shape=("batch", *shape) if symbolic else shape, dtype=dtype)]
+    with tempfile.TemporaryDirectory() as folder:
+        feeds = list(load_feeds(save(Path(folder, "c.npz"), x=stacked), inputs))
+    assert len(feeds) == count
+    for row, feed in zip(stacked, feeds, strict=True):
+        np.testing.assert_array_equal(feed["x"], row[np.newaxis] if symbolic else row)
 
 
 def test_inputs_that_are_no_tensors_are_refused():
