@@ -112,12 +112,11 @@ def limits(memory: str | None, time: str | float | None) -> Limits:
     """
     from joulec.ir.sandbox import Limits
 
-    given: dict[str, Any] = {}
-    if memory is not None:
-        given["memory_bytes"] = memory_size(memory)
-    if time is not None:
-        given["seconds"] = duration(str(time))
-    return Limits(**given)
+    usual = Limits.default()
+    return Limits(
+        usual.memory_bytes if memory is None else memory_size(memory),
+        usual.seconds if time is None else duration(str(time)),
+    )
 
 
 def memory_size(text: str) -> int:
@@ -185,7 +184,7 @@ Shape = Annotated[
     list[str] | None,
     _option(
         "--shape", metavar="SPEC",
-        help="Sizes of open dimensions: batch=8,seq=128, or of an input: x=1x3x320x320; repeatable. Unbound ones count as 1.",
+        help="Open dimensions: batch=8,seq=128, or an input's: x=1x3x320x320; repeatable. Unbound ones count as 1.",
     ),
 ]  # fmt: skip
 Passes = Annotated[

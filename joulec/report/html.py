@@ -17,6 +17,9 @@ from joulec.report.data import EnergyChange, Report, StepReport
 MAX_NODES = 400
 """Nodes listed; the costliest come first, the rest is summed in one line."""
 
+MAX_TEXT = 4000
+"""Longest single text on the page."""
+
 MAX_TENSORS = 100
 """Pruned tensors listed."""
 
@@ -67,6 +70,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("joulec.report", "templates"),
         autoescape=True,
+        finalize=lambda value: units.safe(value, MAX_TEXT),  # nothing reaches the page unseen, filtered or not
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -106,15 +106,15 @@ def _maybe(value: float | None) -> str:
 def _steps(steps: Sequence[StepReport]) -> Table:
     table = _grid("pass", "outcome", ">rewrites", ">refused", ">nodes", ">energy")
     for step in steps:
-        nodes = (
-            f"{step.nodes_before}"
-            if step.nodes_before == step.nodes_after
-            else f"{step.nodes_before}→{step.nodes_after}"
-        )
+        became = "" if step.nodes_before == step.nodes_after else f"→{step.nodes_after}"
         table.add_row(
-            units.safe(step.spelling), Text(step.status, style=_STYLES.get(step.status, "dim")), str(step.rewrites or ""),
-            str(step.refusal_count or ""), nodes, words.share(step),
-        )  # fmt: skip
+            units.safe(step.spelling),
+            Text(step.status, style=_STYLES.get(step.status, "dim")),
+            str(step.rewrites or ""),
+            str(step.refusal_count or ""),
+            f"{step.nodes_before}{became}",
+            words.share(step),
+        )
     return table
 
 

@@ -129,7 +129,7 @@ def headline(report: Report) -> str:
     if report.energy is not None:
         parts.append(_spent(report.energy))
     if report.size_before != report.size_after:
-        parts.append(_less(report.size_before, report.size_after, "weights"))
+        parts.append(_less(report.size_before, report.size_after, "smaller", "larger"))
     if not parts:
         return f"{units.plural(report.nodes_before, 'node')} became {units.plural(report.nodes_after, 'node')}"
     return ", ".join(parts) + _cost(report.accuracy)
@@ -145,15 +145,15 @@ def _spent(found: EnergyChange) -> str:
     before, after = found.before["total_joules"], found.after["total_joules"]
     if found.change is not None and not found.change["detectable"]:
         return "no detectable change in energy"
-    return _less(before, after, "energy")
+    return "the same energy" if before == after else _less(before, after, "less energy", "more energy")
 
 
-def _less(before: float, after: float, noun: str) -> str:
+def _less(before: float, after: float, fewer: str, more: str) -> str:
     """`61 % less energy`."""
-    if before in (0, after):
-        return f"{'as much' if before == after else 'more'} {noun}"
+    if before == 0:
+        return more
     percent = 100 * abs(after - before) / before
-    return f"{units.digits(percent, 1 if percent < 1 else 2)}\u00a0% {'less' if after < before else 'more'} {noun}"
+    return f"{units.digits(percent, 1 if percent < 1 else 2)}\u00a0% {fewer if after < before else more}"
 
 
 def _cost(found: Accuracy | None) -> str:
