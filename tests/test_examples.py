@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +68,17 @@ def test_the_demo_gives_each_model_its_own_data_metric_and_budget():
         assert arguments[1].endswith(f"/{name}.keras")
         assert f"examples/digits/metric.py:accuracy_{name}" in arguments
         assert arguments[arguments.index("--max-drop") + 1] == "1%"
+
+
+def test_the_example_configuration_is_one_that_optimize_takes():
+    from joulec.cli_options import merged
+
+    chosen = merged({"config": EXAMPLES / "joulec.toml"})
+    assert chosen["model"] == EXAMPLES / "model.keras"
+    assert chosen["metric"] == f"{EXAMPLES}/metric.py:accuracy"
+    assert chosen["max_drop"] == 0.005
+    text = (EXAMPLES / "joulec.toml").read_text(encoding="utf-8").replace("# decisions =", "decisions =")
+    assert tomllib.loads(text)["decisions"] == "decisions.json"
 
 
 def test_make_help_explains_every_target():
