@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from joulec import errors
 from joulec.errors import InputError, JoulecError
 from joulec.ir import sandbox
 from joulec.ir.feeds import Feed
@@ -98,7 +97,7 @@ class ChildRunner(Runner):
         finally:
             timer.cancel()
         if "error" in answer:
-            raise _rebuild(answer)
+            raise sandbox.rebuild_error(answer)
         return answer, outputs
 
     def _exchange(
@@ -134,12 +133,6 @@ def _options_from(data: dict[str, Any]) -> SessionOptions:
     data["disabled_optimizers"] = tuple(data["disabled_optimizers"])
     data["custom_ops"] = tuple(map(Path, data["custom_ops"]))
     return SessionOptions(**data)
-
-
-def _rebuild(answer: dict[str, Any]) -> JoulecError:
-    kind = getattr(errors, str(answer.get("kind")), InputError)
-    safe = kind if isinstance(kind, type) and issubclass(kind, JoulecError) else InputError
-    return safe(str(answer["error"]))
 
 
 def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
