@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -47,12 +48,24 @@ def everywhere(text: str) -> Report:
         ((text, 1.0, 2.0),),
     )
     return dataclasses.replace(
-        report(text), model=text, format=text, target=text, device=text, orders=(text,), energy=energy,
-        steps=tuple(dataclasses.replace(s, spelling=text, notes=(text, text), rules={text: 1}, reason=text) for s in steps(text)),
-        decisions=tuple(dataclasses.replace(d, what=text, reason=text) for d in decisions()), notes=(text,),
-        checks=(RungReport(text, "passed", text),), sparsity=(Sparsity(text, 1, 2),), parity={text: text},
-        files={text: 1}, directory=text,
-    )  # fmt: skip
+        report(text),
+        model=text,
+        format=text,
+        target=text,
+        device=text,
+        orders=(text,),
+        energy=energy,
+        steps=tuple(
+            dataclasses.replace(s, spelling=text, notes=(text, text), rules={text: 1}, reason=text) for s in steps(text)
+        ),
+        decisions=tuple(dataclasses.replace(d, what=text, reason=text) for d in decisions()),
+        notes=(text,),
+        checks=(RungReport(text, "passed", text),),
+        sparsity=(Sparsity(text, 1, 2),),
+        parity={text: text},
+        files={text: 1},
+        directory=text,
+    )
 
 
 def test_the_same_report_gives_the_same_bytes():
@@ -109,7 +122,7 @@ def test_the_waterfall_goes_from_the_input_to_the_artefact():
     falls = waterfall(report())
     assert [f.name for f in falls] == ["input model", "fold-constants", "fuse-affine", "quantize", "artefact"]
     assert falls[0].width == 100.0
-    for fall, following in zip(falls[1:-1], falls[2:], strict=True):
+    for fall, following in itertools.pairwise(falls[1:]):
         end = following.start + following.width
         assert fall.kind == "saved"
         assert fall.start == pytest.approx(end, abs=0.1)
