@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from joulec.errors import InputError
 from joulec.ir import onnx_untrusted, verify, walk
@@ -87,7 +87,7 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
         InputError: not an ONNX model, or a truncated one.
     """
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except DecodeError:
         raise InputError(f"{name}: not an ONNX model, or a damaged one") from None
     if proto.ir_version < 1 or not proto.HasField("graph"):
