@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.errors import InputError
+from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 
 Dim = int | str | None
@@ -106,11 +107,18 @@ def fit_feed(feed: Mapping[str, object], wanted: Mapping[str, Slot], where: str,
     bound: dict[str, tuple[int, str]] = {}
     fitted = {}
     for name, slot in wanted.items():
-        array = np.asarray(feed[name])
+        array = _as_array(feed[name], name, where)
         check_shape(array.shape, slot, where)
         _bind(array.shape, slot, where, bound)
         fitted[name] = cast(array, slot, where, notes)
     return fitted
+
+
+def _as_array(value: object, name: str, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise InputError(f"{where}: '{name}' cannot be read as an array: {first_line(error)}") from error
 
 
 def check_shape(shape: Sequence[int], slot: Slot, where: str) -> None:

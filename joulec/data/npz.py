@@ -16,6 +16,10 @@ from joulec.errors import InputError
 from joulec.ir.values import Array
 
 GIB = 1 << 30
+
+EMPTY_ROWS = 1 << 20
+"""Rows without numbers cost no bytes, so a tiny file could declare endlessly many; this is where that ends."""
+
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 1
 
@@ -92,6 +96,8 @@ class NpzFile:
             yield from self.whole(name)
             return
         self._bounded(member, member.nbytes // max(member.shape[0], 1))
+        if not member.nbytes and member.shape[0] > EMPTY_ROWS:
+            raise InputError(f"{self.path}: array '{name}' declares {member.shape[0]} rows of nothing")
         with self._opened() as archive, archive.open(f"{name}.npy") as stream:
             _read_header(stream)
             for _ in range(member.shape[0]):
@@ -134,7 +140,7 @@ class NpzFile:
                 shape, fortran, dtype, start = _read_header(stream)
         except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
             raise InputError(f"{self.path}: array '{name}' is damaged ({_short(error)})") from error
-        if dtype.hasobject or dtype.names is not None:
+        if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
             raise InputError(f"{self.path}: array '{name}' holds Python objects or records; save plain numbers")
         member = Member(name, shape, dtype, fortran)
         if any(dim < 0 for dim in shape) or member.nbytes != info.file_size - start:

@@ -109,7 +109,7 @@ def load_function(spec: str) -> UserFunction:
         raise InputError(f"{path}: has no function '{name}'")
     if not callable(function):
         raise InputError(f"{path}: '{name}' is not a function")
-    return UserFunction(function, f"{path.name}:{name}", path.read_text(encoding="utf-8"), path)
+    return UserFunction(function, f"{path.name}:{name}", _source(path), path)
 
 
 def is_function_spec(text: str) -> bool:
@@ -137,8 +137,8 @@ def wrap_function(function: Callable[..., Any]) -> UserFunction:
     name = getattr(function, "__qualname__", type(function).__name__)
     try:
         found = inspect.getsourcefile(function) or ""
-        source = Path(found).read_text(encoding="utf-8")
-    except (OSError, TypeError, UnicodeDecodeError):
+        source = _source(Path(found))
+    except (OSError, TypeError):
         # Typed at a prompt or built in: the name is all there is to know.
         return UserFunction(function, name, repr(name))
     return UserFunction(function, name, f"{name}\n{source}", Path(found))
@@ -165,6 +165,10 @@ def load_file(path: Path) -> ModuleType:
         del sys.modules[spec.name]
         raise InputError(f"{path}: fails to load{_where(error, path)}: {_say(error)}") from error
     return module
+
+
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -43,6 +43,15 @@ def test_memory_is_one_row_whatever_the_number_of_rows(tmp_path):
     assert peak < 2 << 20
 
 
+def forged(folder: Path, dtype: str, shape: str) -> Path:
+    """An .npz whose header says `dtype` and `shape`, and that holds no numbers."""
+    header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
+    header += f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(folder / "forged.npz", "w") as archive:
+        archive.writestr("x.npy", header)
+    return folder / "forged.npz"
+
+
 def refused(path: Path, limits: NpzLimits | None = None) -> str:
     with pytest.raises(InputError) as caught:
         for name in NpzFile(path, limits).members:
@@ -80,11 +89,15 @@ def test_flipped_bytes_are_refused(tmp_path):
 
 
 def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_reading(tmp_path):
-    header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-    header += b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
-    with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
-        archive.writestr("x.npy", header)
-    assert "size contradicts its shape" in refused(tmp_path / "lie.npz")
+    assert "size contradicts its shape" in refused(forged(tmp_path, "'<f4'", "(1000000000000,)"))
+    assert "size contradicts its shape" in refused(forged(tmp_path, "'<f4'", "(-1, 0)"))
+    assert "holds Python objects or records" in refused(forged(tmp_path, "[('a', '<f4')]", "(0,)"))
+
+
+def test_endless_rows_of_nothing_are_refused(tmp_path):
+    file = NpzFile(forged(tmp_path, "'<f4'", "(1000000000000, 0)"))
+    with pytest.raises(InputError, match="declares 1000000000000 rows of nothing"):
+        next(file.rows("x"))
 
 
 def test_bombs_are_refused_before_expanding(tmp_path):

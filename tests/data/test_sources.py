@@ -204,6 +204,7 @@ def test_wrong_element_types(tmp_path):
     small = [model_input(dtype=ir.DataType.UINT8)]
     text = refusal(save(tmp_path / "c.npz", x=SAMPLES.astype(np.int64) + 250), small)
     assert "row 1: array 'x' holds 261, which uint8 cannot" in text
+    assert "data, feed 0: 'x' cannot be read as an array" in refusal([{"x": [[1, 2], [3]]}])
     assert "array 'x' is <U1" in refusal([{"x": np.full((1, 2, 3), "a")}])
 
 
