@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
 
@@ -232,9 +233,14 @@ def test_a_very_long_message_is_cut(call, monkeypatch):
     assert len(err) < 2000
 
 
-# -- the commands, on a model of a few nodes ----------------------------------------------------------------------------
+# -- the commands, on a model of a few nodes --------------------------------------------------------------------
 
-GRAPH = "g (float[batch, 4] x) => (float[batch, 4] y) { a = Identity(x) b = Relu(a) c = Constant<value = float {2}>() y = Mul(b, c) }"
+GRAPH = """g (float[batch, 4] x) => (float[batch, 4] y) {
+    a = Identity(x)
+    b = Relu(a)
+    c = Constant<value = float {2}>()
+    y = Mul(b, c)
+}"""
 
 
 @pytest.fixture
@@ -300,9 +306,8 @@ def test_simplify_then_verify_then_change(call, model, tmp_path):
     code, text, _ = call("verify", str(model), str(out))
     assert (code, text.splitlines()[0]) == (0, "equal")
     changed = onnx.load(out)
-    changed.graph.initializer[0].CopyFrom(
-        onnx.numpy_helper.from_array(__import__("numpy").float32(3), changed.graph.initializer[0].name)
-    )
+    three = onnx.numpy_helper.from_array(np.array(3, np.float32), changed.graph.initializer[0].name)
+    changed.graph.initializer[0].CopyFrom(three)
     onnx.save(changed, out)
     code, text, _ = call("verify", str(model), str(out), "--json")
     assert code == 4
