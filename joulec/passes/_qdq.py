@@ -116,7 +116,7 @@ def quantized(array: Array, parameters: Parameters, axis: int | None = None) -> 
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     kind = np.iinfo(parameters.zero_point.dtype)
     exact = np.rint(array.astype(np.float64) / scale) + zero_point
-    result: Array = np.clip(exact, kind.min, kind.max).astype(parameters.zero_point.dtype)
+    result: Array = np.asarray(np.clip(exact, kind.min, kind.max), parameters.zero_point.dtype)
     return result
 
 

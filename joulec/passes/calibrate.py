@@ -20,7 +20,7 @@ from joulec.ir.values import Array, bound_shape
 from joulec.passes._precision import not_quantizable
 from joulec.passes._ranges import Histogram, Observed
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
-from joulec.passes.regions import survey
+from joulec.passes.blocks import survey
 
 RUN_BYTES = 256 << 20
 """Activations fetched by one run, at most; a model with more is run several times over the data."""

@@ -28,7 +28,8 @@ from joulec.passes._qdq import (
     weight_parameters,
 )
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
-from joulec.passes.regions import Block, Islands, Survey, channel_axis, channels, islands, survey
+from joulec.passes.blocks import Block, Survey, channel_axis, channels, survey
+from joulec.passes.regions import Islands, islands
 from joulec.passes.target import QuantizationScheme, Target
 
 
@@ -154,6 +155,8 @@ class _Insertion:
             with self.rewriter.rewriting(f"quantize-{block.node.op_type.lower()}", block.node, *block.tail):
                 for index, value in zip(block.operands, inputs, strict=True):
                     self.rewriter.set_input(block.node, index, self.pairs[id(value)].result)
+                for index in block.constants:
+                    self._quantize_constant(block.node, index)
                 if block.weight is not None:
                     self._quantize_weight(block, block.weight, self.pairs[id(inputs[0])])
                 if self.scheme.quantize_outputs:
@@ -236,6 +239,22 @@ class _Insertion:
         if bias is not None and numbers is not None:
             self.rewriter.set_input(node, 2, self._dequantized_bias(bias, numbers, source, made, node))
             self._drop(bias)
+
+    def _quantize_constant(self, node: ir.Node, index: int) -> None:
+        """Constant operand of a carrying operator -> integers, per tensor, like an activation."""
+        value = node.inputs[index]
+        numbers = constant(value)
+        if value is None or numbers is None:
+            return
+        made = activation_parameters(Range(float(numbers.min()), float(numbers.max())), self.scheme.activation)
+        key = id(value), b"operand"
+        if key not in self.weights:
+            mask = self.rewriter.module.masks.get(value.name or "")
+            stored = self.rewriter.constant(quantized(numbers, made), f"{value.name}_quantized", at=node, mask=mask)
+            self.weights[key] = (stored, *self._constants(value, made, node)[1:])
+        result = self._dequantize(self.weights[key], None, node, f"{value.name}_dequantize", value)
+        self.rewriter.set_input(node, index, result)
+        self._drop(value)
 
     def _dequantized_weight(
         self, weight: ir.Value, array: Array, made: Parameters, axis: int | None, node: ir.Node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from joulec.passes.regions import ARITHMETIC, MOVEMENT
+from joulec.passes.blocks import ARITHMETIC, MOVEMENT
 from joulec.passes.target import QuantizationScheme
 
 CPU_SCHEME = QuantizationScheme(

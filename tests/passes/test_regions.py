@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from joulec.ir.module import Module
-from joulec.passes.regions import Block, islands, survey
+from joulec.passes.blocks import Block, survey
+from joulec.passes.regions import islands
 from joulec.passes.schemes import CPU_SCHEME, TENSORRT_SCHEME
 
 
@@ -59,11 +60,20 @@ def test_a_clip_is_swallowed_only_around_zero(low: float, swallowed: int) -> Non
     [
         ("a = MaxPool<kernel_shape=[1,1]>(x) y = Add(a, x)", []),
         ("a = Transpose<perm=[0,1,3,2]>(x) b = Conv(a, w) y = Exp(b)", ["Transpose", "Conv"]),
-        ("a = Transpose<perm=[0,1,3,2]>(x) b = Conv(a, w) y = Add(a, b)", ["Transpose", "Conv", "Add"]),
+        (
+            "a = Transpose<perm=[0,1,3,2]>(x) b = Conv(a, w) c = Add(a, b) y = Conv(c, w)",
+            ["Transpose", "Conv", "Add", "Conv"],
+        ),
         ("a = Transpose<perm=[0,1,3,2]>(x) b = Exp(a) c = Conv(a, w) y = Add(b, c)", ["Conv"]),
         ("a = Exp(x) b = Conv(x, w) y = Add(a, b)", ["Conv"]),
         ("a = Conv(x, w) b = Exp(x) c = MaxPool<kernel_shape=[1,1]>(b) y = Add(a, c)", ["Conv"]),
-        ("a = MaxPool<kernel_shape=[1,1]>(x) b = Conv(x, w) y = Add(a, b)", ["MaxPool", "Conv", "Add"]),
+        (
+            "a = MaxPool<kernel_shape=[1,1]>(x) b = Conv(x, w) c = Add(a, b) y = Conv(c, w)",
+            ["MaxPool", "Conv", "Add", "Conv"],
+        ),
+        ("a = Conv(x, w) b = Conv(x, w) y = Add(a, b)", ["Conv", "Conv"]),
+        ("a = Conv(x, w) b = Add(a, x) c = Transpose<perm=[0,1,3,2]>(b) y = Exp(c)", ["Conv"]),
+        ("a = Conv(x, w) b = Add(a, w) y = Conv(b, w)", ["Conv", "Add", "Conv"]),
         ("a = Conv(x, w) b = MaxPool<kernel_shape=[1,1]>(a) y = Exp(b)", ["Conv", "MaxPool"]),
         ("a = Conv(x, w) b = Exp(a) c = Relu(a) y = Exp(c)", ["Conv"]),
     ],
