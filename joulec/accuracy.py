@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from joulec.errors import InputError
-from joulec.ir.feeds import Feed, Feeds
+from joulec.data import Metric
+from joulec.ir.feeds import Feeds
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner, SessionOptions
-from joulec.ir.shapes import first_line
-
-Infer = Callable[[Feed], dict[str, Any]]
-Metric = Callable[[Infer], float]
 
 
 class Judge(ABC):
@@ -35,10 +30,13 @@ class Judge(ABC):
 
 
 class MetricJudge(Judge):
-    """The user's function `metric(infer) -> float`.
+    """The user's function `metric(infer) -> float`, run on the module in question.
 
-    Raises:
-        InputError: the function fails, or returns something that is not a finite number.
+    Args:
+        metric: loaded by `joulec.data.load_metric`, which tells its failures in one line.
+        runner: where modules run.
+        baseline: the input model; its score is what a drop is measured from.
+        options: how sessions are opened.
     """
 
     name = "metric"
@@ -50,16 +48,9 @@ class MetricJudge(Judge):
     def score(self, module: Module) -> float:
         handle = self._runner.load(module, options=self._options)
         try:
-            value = float(self._metric(lambda feed: self._runner.run(handle, feed)))
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"metric: {type(error).__name__}: {first_line(error)}") from error
+            return float(self._metric(lambda feed: self._runner.run(handle, feed)))
         finally:
             self._runner.unload(handle)
-        if not math.isfinite(value):
-            raise InputError(f"metric: returned {value}; it must be a finite number, higher is better")
-        return value
 
 
 class FidelityJudge(Judge):

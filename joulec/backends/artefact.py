@@ -77,6 +77,25 @@ def _swap(staging: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` whose file (and `<name>.data`) takes its place when the block ends without an error.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        yield folder / path.name
+        for file in sorted(folder.iterdir(), reverse=True):  # the data first, the model that refers to it last
+            file.replace(path.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write an .npz whose bytes depend only on the arrays (numpy's own carries no time, but pins no order)."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

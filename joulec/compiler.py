@@ -1,0 +1,378 @@
+"""Compiling one lowered module for one target: run the passes, measure what joulec chose, keep only what pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from joulec.accuracy import Judge
+from joulec.backends.base import Backend
+from joulec.decisions import Decisions, decision_of
+from joulec.energy.model import EnergyModel
+from joulec.errors import BudgetError, InputError, JoulecError
+from joulec.ir.feeds import Feed, Feeds
+from joulec.ir.module import Module
+from joulec.ir.runner import Runner, SessionOptions
+from joulec.passes import spelling
+from joulec.passes.base import Context, Pass
+from joulec.passes.calibrate import Calibrate
+from joulec.passes.default import exact_passes
+from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
+from joulec.passes.prune_magnitude import PruneMagnitude
+from joulec.passes.quantize import Quantize
+from joulec.payoff import Paired, confirm_slower, time_pair
+from joulec.report.data import Decision
+
+DEFAULT_MAX_DROP = 0.01
+"""The accuracy budget in absolute points when the user orders nothing."""
+
+QUANTIZATIONS: tuple[Quantize, ...] = (Quantize(), Quantize(only=("Conv", "ConvTranspose")))
+"""Ways to quantize that joulec tries by itself, the most thorough first; the fastest within the budget is kept."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the user ordered; None means that joulec chooses.
+
+    Attributes:
+        passes: replaces the default list.
+        sparsity: share of weights to prune.
+        int8: insist on INT8, forbid it, or leave it to joulec.
+        max_drop: the accuracy budget in absolute points; None switches it off.
+        budget_given: whether `max_drop` is the user's own, so that it binds what they ordered too.
+    """
+
+    passes: tuple[Pass, ...] | None = None
+    sparsity: float | None = None
+    int8: bool | None = None
+    max_drop: float | None = DEFAULT_MAX_DROP
+    budget_given: bool = False
+
+    def __post_init__(self) -> None:
+        if self.passes is None:
+            return
+        if self.sparsity is not None:
+            raise InputError("--sparsity and --passes: write prune-magnitude{sparsity=...} into --passes instead")
+        if self.int8 is False and any(isinstance(one, Quantize) for one in self.passes):
+            raise InputError("--no-int8 and --passes contradict each other: --passes holds quantize")
+
+    def spelled(self) -> tuple[str, ...]:
+        """The orders in the spelling of the command line, for the report."""
+        said = []
+        if self.passes is not None:
+            said.append(f"--passes {spelling.spell(self.passes)}")
+        if self.sparsity is not None:
+            said.append(f"--sparsity {self.sparsity:g}")
+        if self.int8 is not None:
+            said.append("--int8" if self.int8 else "--no-int8")
+        if self.budget_given:
+            said.append("--max-drop none" if self.max_drop is None else f"--max-drop {self.max_drop:g}")
+        return tuple(said)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a module is judged on: calibration data (or None), probe feeds, sizes of symbolic dimensions."""
+
+    feeds: Feeds | None
+    probes: Sequence[Feed]
+    shapes: Mapping[str, int | tuple[int, ...]]
+    judge: Judge | None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The module to emit and everything there is to say about how it came to be."""
+
+    module: Module
+    steps: tuple[tuple[Step, str | None], ...]
+    decisions: Decisions
+    score: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Trail(Observer):
+    """Keeps the module after each pass, for finding the one that made the model slower."""
+
+    modules: list[Module] = field(default_factory=list)
+
+    def after_pass(self, index: int, total: int, step: Step, module: Module) -> None:
+        self.modules.append(module)
+
+
+@dataclass
+class Compiler:
+    """Compiles `base` for one backend.
+
+    Args:
+        base: the lowered input model, what everything is compared with.
+        backend: the target.
+        orders: what the user ordered.
+        inputs: data and probes.
+        runner: runs modules.
+        energy: prices nodes.
+        threads: intra-op threads of every session.
+        recorded: decisions to repeat instead of measuring.
+        observers: told about passes.
+        progress: told about measurements.
+    """
+
+    base: Module
+    backend: Backend
+    orders: Orders
+    inputs: Inputs
+    runner: Runner
+    energy: EnergyModel
+    threads: int = 1
+    recorded: Decisions | None = None
+    observers: Sequence[Observer] = ()
+    progress: Callable[[str, float | None], None] = lambda message, fraction: None
+
+    def compile(self) -> Compiled:
+        """Run the pipeline, choose, and judge the result.
+
+        Raises:
+            BudgetError: what the user ordered costs more accuracy than the budget they gave.
+        """
+        self._notes: list[str] = []
+        self._steps: list[tuple[Step, str | None]] = []
+        self._choices: list[Decision] = []
+        self._excluded: list[str] = []
+        self._latency: Paired | None = None
+        module = self._ordered() if self.orders.passes is not None else self._chosen()
+        score = self._within_budget(module)
+        recorded = self.recorded or Decisions(
+            self.backend.target.name, tuple(self._excluded), self._int8, tuple(self._choices)
+        )
+        return Compiled(module, tuple(self._steps), recorded, score, tuple(dict.fromkeys(self._notes)))
+
+    # -- what is run ----------------------------------------------------------------------------------------
+
+    def _ordered(self) -> Module:
+        passes = list(self.orders.passes or ())
+        if self.orders.int8 and not any(isinstance(one, Quantize) for one in passes):
+            passes += [Calibrate(), Quantize()]
+        self._int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
+        outcome = self._run([*self.backend.legalization(), *passes], self.base)
+        self._keep(outcome)
+        self._choices.append(decision_of("passes", True, True, f"ordered: {spelling.spell(passes) or 'none'}"))
+        return outcome.module
+
+    def _chosen(self) -> Module:
+        module = self._exact()
+        if self.orders.sparsity is not None:
+            outcome = self._run([PruneMagnitude(sparsity=self.orders.sparsity)], module)
+            self._keep(outcome)
+            said = f"ordered: sparsity {self.orders.sparsity:g}; zeros save storage when compressed, no energy on"
+            self._choices.append(decision_of("pruning", True, True, f"{said} {self.backend.target.name}"))
+            module = outcome.module
+        return self._quantized(module)
+
+    def _run(self, passes: Sequence[Pass], module: Module, *more: Observer) -> Outcome:
+        context = Context(
+            target=self.backend.target,
+            feeds=self.inputs.feeds,
+            probes=self.inputs.probes,
+            bindings=self.inputs.shapes,
+            runner=self.runner,
+            energy=self.energy,
+            progress=self.progress,
+        )
+        return Pipeline(passes, [*self.observers, *more]).run(module, context)
+
+    def _keep(self, outcome: Outcome) -> None:
+        self._steps += [(step, None) for step in outcome.steps]
+        self._notes += outcome.notes
+
+    def _drop(self, outcome: Outcome, reason: str) -> None:
+        """Record passes that were run and then undone."""
+        self._steps += [(step, reason) for step in outcome.steps]
+
+    # -- exact passes: not slower than the input ---------------------------------------------------------------
+
+    def _exact(self) -> Module:
+        excluded = list(self.recorded.excluded) if self.recorded else []
+        while True:
+            trail = _Trail()
+            passes = [*self.backend.legalization(), *exact_passes()]
+            outcome = self._run([p for p in passes if spelling.spell_pass(p) not in excluded], self.base, trail)
+            slower = None if self.recorded else self._slower(outcome.module)
+            if slower is None or len(excluded) >= len(passes):
+                self._keep(outcome)
+                self._excluded = excluded
+                return outcome.module
+            culprit = self._culprit(outcome, trail)
+            reason = f"{culprit} made the model slower than the input: {slower}"
+            self._choices.append(_measured("pass " + culprit, False, reason, slower))
+            excluded.append(culprit)
+
+    def _slower(self, module: Module) -> Paired | None:
+        """The timing against the input if it shows, and a longer one confirms, that `module` is slower."""
+        if not self._can_time():
+            return None
+        self.progress("timing the exact passes against the input", None)
+        paired = confirm_slower(self.runner, self.base, module, self.inputs.probes[0], self._options())
+        return paired if paired.slower else None
+
+    def _culprit(self, outcome: Outcome, trail: _Trail) -> str:
+        """The first pass after which the model is slower than the input, by bisection over the passes."""
+        applied = [i for i, step in enumerate(outcome.steps) if step.status == "applied"]
+        low, high = 0, len(applied) - 1
+        while low < high:
+            middle = (low + high) // 2
+            feed = self.inputs.probes[0]
+            paired = time_pair(self.runner, self.base, trail.modules[applied[middle]], feed, self._options())
+            low, high = (low, middle) if paired.slower else (middle + 1, high)
+        return outcome.steps[applied[low]].spelling
+
+    def _can_time(self) -> bool:
+        return bool(self.inputs.probes)
+
+    def _options(self) -> SessionOptions:
+        return self.backend.settings(self.threads).options(self.base.origin.custom_ops)
+
+    # -- INT8: faster than float, within the budget --------------------------------------------------------------
+
+    def _quantized(self, floating: Module) -> Module:
+        self._int8: str | None = None
+        refusal = self._why_not_int8()
+        if refusal is not None:
+            self._choices.append(decision_of("INT8", False, self.orders.int8 is not None, refusal))
+            return floating
+        if self.recorded is not None:
+            return self._repeat(floating, self.recorded)
+        if self.orders.int8:
+            return self._insist(floating)
+        return self._try_all(floating)
+
+    def _why_not_int8(self) -> str | None:
+        target = self.backend.target
+        if self.orders.int8 is False:
+            return "forbidden by --no-int8"
+        if target.quantization is None:
+            return f"{target.name} has no integer kernels for quantized graphs"
+        if self.inputs.feeds is None:
+            return "no calibration data: --data would unlock INT8"
+        if self.orders.int8 is None and target.name != "cpu" and self.recorded is None:
+            return f"joulec cannot measure {target.name} here, so it does not choose INT8 by itself; --int8 orders it"
+        return None
+
+    def _repeat(self, floating: Module, recorded: Decisions) -> Module:
+        if recorded.int8 is None:
+            return floating
+        (quantize,) = spelling.parse(recorded.int8, {Quantize.pass_name(): Quantize})
+        outcome = self._run([Calibrate(), quantize], floating)
+        self._keep(outcome)
+        self._int8 = recorded.int8
+        return outcome.module
+
+    def _insist(self, floating: Module) -> Module:
+        outcome = self._run([Calibrate(), Quantize()], floating)
+        self._keep(outcome)
+        changed = outcome.steps[-1].status == "applied"
+        why = "ordered with --int8" if changed else f"ordered with --int8, but {_why_unchanged(outcome)}"
+        self._int8 = spelling.spell_pass(Quantize()) if changed else None
+        self._choices.append(decision_of("INT8", changed, True, why))
+        return outcome.module
+
+    def _try_all(self, floating: Module) -> Module:
+        best: tuple[Outcome, Paired, float | None] | None = None
+        failed: list[tuple[Outcome, str, Paired | None, float | None]] = []
+        tried: set[int] = set()
+        for quantize in QUANTIZATIONS:
+            outcome = self._run([Calibrate(), quantize], floating)
+            count = outcome.module.node_count()
+            if outcome.steps[-1].status != "applied" or count in tried:
+                failed.append((outcome, _why_unchanged(outcome), None, None))
+                continue
+            tried.add(count)
+            reason, paired, drop = self._pays(floating, outcome.module)
+            if reason is not None or paired is None:
+                failed.append((outcome, reason or "not timed", paired, drop))
+            elif best is None or paired.ratio > best[1].ratio:
+                best = (outcome, paired, drop)
+        return self._settle(floating, best, failed)
+
+    def _settle(
+        self,
+        floating: Module,
+        best: tuple[Outcome, Paired, float | None] | None,
+        failed: list[tuple[Outcome, str, Paired | None, float | None]],
+    ) -> Module:
+        if best is None:
+            outcome, reason, paired, drop = failed[0]
+            self._drop(outcome, reason)
+            self._notes += outcome.notes
+            self._choices.append(_measured("INT8", False, f"the model stays float: {reason}", paired, drop))
+            return floating
+        outcome, paired, drop = best
+        self._keep(outcome)
+        self._int8 = outcome.steps[-1].spelling
+        lost = "" if drop is None else f", drop {drop:.4f}"
+        self._choices.append(_measured("INT8", True, f"{paired} the speed of float{lost}", paired, drop))
+        return outcome.module
+
+    def _pays(self, floating: Module, module: Module) -> tuple[str | None, Paired | None, float | None]:
+        """Why INT8 does not pay (None if it does), its timing against float, and its drop."""
+        try:
+            drop = None if self.inputs.judge is None else self.inputs.judge.drop(module)
+            if self.orders.max_drop is not None and drop is not None:
+                spent = drop - self._drop_already_ordered(floating)
+                if spent > self.orders.max_drop:
+                    return f"it drops {spent:.4f}, the budget is {self.orders.max_drop:g}", None, drop
+            self.progress("timing INT8 against float", None)
+            paired = time_pair(self.runner, floating, module, self.inputs.probes[0], self._options())
+        except JoulecError as error:
+            return str(error), None, None
+        return (None if paired.faster else f"INT8 would run at {paired} the speed of float"), paired, drop
+
+    def _drop_already_ordered(self, floating: Module) -> float:
+        """What the user's own orders cost: held against INT8 only where their budget binds everything."""
+        if self.orders.budget_given or self.orders.sparsity is None or self.inputs.judge is None:
+            return 0.0
+        return self.inputs.judge.drop(floating)
+
+    # -- the budget ------------------------------------------------------------------------------------------
+
+    def _within_budget(self, module: Module) -> float | None:
+        judge = self.inputs.judge
+        if judge is None:
+            return None
+        score = judge.score(module)
+        drop = judge.baseline - score
+        binding = self.orders.max_drop is not None and (self.orders.budget_given or not self.orders.spelled())
+        if binding and self.orders.max_drop is not None and drop > self.orders.max_drop:
+            ordered = ", ".join(self.orders.spelled())
+            raise BudgetError(
+                f"{judge.name} drops by {drop:.4f} ({judge.baseline:.4f} to {score:.4f}), the budget is "
+                f"{self.orders.max_drop:g}; ordered: {ordered or 'nothing'}"
+            )
+        return score
+
+
+def _measured(what: str, kept: bool, reason: str, paired: Paired | None, drop: float | None = None) -> Decision:
+    numbers = {} if paired is None else {"ratio": paired.ratio, "low": paired.low, "high": paired.high}
+    return decision_of(what, kept, False, reason, drop=drop, **numbers)
+
+
+def _why_unchanged(outcome: Outcome) -> str:
+    """The first thing a pipeline that changed nothing has to say about it."""
+    for step in outcome.steps:
+        if step.status == "rolled back":
+            return f"{step.spelling} was rolled back: {step.reason}"
+    for step in outcome.steps:
+        if step.result.notes and step.status == "unchanged":
+            return step.result.notes[0]
+    refused = [refusal.reason for step in outcome.steps for refusal in step.result.refusals]
+    return f"nothing could be quantized ({refused[0]})" if refused else "nothing could be quantized"
+
+
+def with_latency(decisions: Decisions, paired: Paired | None) -> Decisions:
+    """The decisions with the measurement of the whole build."""
+    from joulec.report.data import Latency
+
+    if paired is None:
+        return decisions
+    numbers = [round(x, 6) for x in (paired.base_ms, paired.candidate_ms, paired.ratio, paired.low, paired.high)]
+    return replace(decisions, latency=Latency(*numbers, paired.rounds, paired.threads))

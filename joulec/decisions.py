@@ -1,0 +1,94 @@
+"""What measurement decided, kept so that a rebuild decides the same: decisions.json, and the cache of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joulec.backends.artefact import read_json
+from joulec.backends.base import write_json
+from joulec.errors import InputError
+from joulec.report.data import Data, Decision, Latency
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Decisions(Data):
+    """The choices of one build for one target.
+
+    Attributes:
+        target: the execution provider.
+        excluded: spellings of exact passes left out because they made the model slower here.
+        int8: spelling of the quantize pass that was kept, or None for float.
+        decisions: what the report says about each choice.
+        latency: the measurement behind them.
+    """
+
+    target: str
+    excluded: tuple[str, ...] = ()
+    int8: str | None = None
+    decisions: tuple[Decision, ...] = ()
+    latency: Latency | None = None
+
+
+def to_file(decisions: Decisions, path: Path) -> None:
+    """Write decisions.json."""
+    write_json(path, {"version": VERSION, **decisions.to_json()})
+
+
+def from_file(path: Path, target: str) -> Decisions:
+    """Read the decisions for `target`.
+
+    Args:
+        path: a decisions.json, or a directory of an artefact, or one that holds `<target>/decisions.json`.
+        target: the execution provider being built for.
+
+    Raises:
+        InputError: no such file, or one that is not joulec's or for another target.
+    """
+    places = [path / target / "decisions.json", path / "decisions.json"] if path.is_dir() else [path]
+    file = next((place for place in places if place.is_file()), places[-1])
+    data = read_json(file)
+    if not isinstance(data, Mapping) or data.get("version") != VERSION:
+        raise InputError(f"{file}: not a decisions file of version {VERSION}")
+    try:
+        found = Decisions.from_json({key: value for key, value in data.items() if key != "version"})
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{file}: not a decisions file: {error}") from error
+    if found.target != target:
+        raise InputError(f"{file}: made for target '{found.target}', not '{target}'")
+    return found
+
+
+def cached(key: str, target: str) -> Decisions | None:
+    """What an earlier build with the same content key decided, or None."""
+    path = _cache_file(key, target)
+    return from_file(path, target) if path.is_file() else None
+
+
+def remember(key: str, decisions: Decisions) -> str | None:
+    """Keep decisions for the next build with this content key; returns why that failed, or None."""
+    path = _cache_file(key, decisions.target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_suffix(f".{os.getpid()}")
+        to_file(decisions, staging)
+        staging.rename(path)
+    except OSError as error:
+        return f"decisions were not cached: {error}"
+    return None
+
+
+def _cache_file(key: str, target: str) -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "joulec" / "decisions" / f"{key}-{target}.json"
+
+
+def decision_of(what: str, kept: bool, ordered: bool, reason: str, **measured: Any) -> Decision:
+    """A decision with its numbers rounded to what they mean, so that a rebuild writes the same text."""
+    rounded = {name: None if value is None else round(float(value), 4) for name, value in measured.items()}
+    return Decision(what, kept, ordered, reason, **rounded)

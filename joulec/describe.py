@@ -1,0 +1,101 @@
+"""Filling the report: from what the compiler did to the dataclasses that people and machines read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import joulec
+from joulec.backends.base import Rung
+from joulec.compiler import Compiled
+from joulec.energy.model import Estimate, compare
+from joulec.ir import walk
+from joulec.ir.module import Module
+from joulec.passes.pipeline import Step
+from joulec.report.data import (
+    MAX_REFUSALS,
+    EnergyChange,
+    Latency,
+    RefusalReport,
+    Report,
+    RungReport,
+    Sparsity,
+    StepReport,
+)
+
+
+def step_report(step: Step, dropped: str | None) -> StepReport:
+    """One step; `dropped` says why what it made was undone."""
+    refusals = step.result.refusals
+    status = "dropped" if dropped is not None and step.status == "applied" else step.status
+    return StepReport(
+        spelling=step.spelling,
+        fidelity=step.fidelity.value,
+        status=status,
+        rewrites=len(step.result.rewrites),
+        rules=dict(Counter(rewrite.rule for rewrite in step.result.rewrites)),
+        refusals=tuple(RefusalReport(r.rule, r.node, r.reason) for r in refusals[:MAX_REFUSALS]),
+        refusal_count=len(refusals),
+        notes=step.result.notes,
+        nodes_before=step.nodes[0],
+        nodes_after=step.nodes[1],
+        joules_before=step.energy[0].total_joules if step.energy else None,
+        joules_after=step.energy[1].total_joules if step.energy else None,
+        seconds=step.seconds,
+        deviation=step.deviation.value if step.deviation else None,
+        reason=dropped if status == "dropped" else step.reason,
+    )
+
+
+def energy_change(before: Estimate, after: Estimate) -> EnergyChange:
+    """Both estimates, by operator, and what the model can tell of the difference."""
+    old, new = before.by_op(), after.by_op()
+    names = sorted({**old, **new}, key=lambda op: (-max(old.get(op, 0.0), new.get(op, 0.0)), op))
+    rows = tuple((op, old.get(op), new.get(op)) for op in names)
+    return EnergyChange(before.to_json(), after.to_json(), rows, asdict(compare(before, after)))
+
+
+def sparsity(module: Module) -> tuple[Sparsity, ...]:
+    """What each mask keeps, in the order of the initializers."""
+    names = [name for graph in walk.graphs(module.model) for name in graph.initializers if name in module.masks]
+    return tuple(Sparsity(name, int(module.masks[name].sum()), module.masks[name].size) for name in names)
+
+
+def report(
+    base: Module, compiled: Compiled, *, target: str, device: str, orders: tuple[str, ...], model: str, status: str
+) -> Report:
+    """The report without accuracy, latency, energy, checks and files, which come later."""
+    return Report(
+        joulec=joulec.__version__,
+        model=model,
+        format=base.origin.format,
+        target=target,
+        device=device,
+        status=status,
+        orders=orders,
+        steps=tuple(step_report(step, dropped) for step, dropped in compiled.steps),
+        decisions=compiled.decisions.decisions,
+        nodes_before=base.node_count(),
+        nodes_after=compiled.module.node_count(),
+        size_before=base.weight_bytes(),
+        size_after=compiled.module.weight_bytes(),
+        latency=compiled.decisions.latency,
+        sparsity=sparsity(compiled.module),
+        notes=(*base.origin.notes, *compiled.notes),
+    )
+
+
+def rungs(found: list[Rung]) -> tuple[RungReport, ...]:
+    """The ladder of evidence as data."""
+    return tuple(RungReport(rung.name, rung.status, rung.detail) for rung in found)
+
+
+def files(digests: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
+    """Name and size of every file."""
+    return {name: int(str(entry["bytes"])) for name, entry in digests.items()}
+
+
+def latency_of(report: Report) -> Latency | None:
+    """The report's latency, for callers that print it."""
+    return report.latency

@@ -1,0 +1,88 @@
+"""SavedModel directories: inspected first, then lowered by their serving signature."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from joulec.errors import InputError
+from joulec.ir.lower.tensorflow import lower_concrete, tensorflow
+from joulec.ir.module import Module
+from joulec.ir.shapes import first_line
+
+SIGNATURE = "serving_default"
+
+CODE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunc"})
+FILES = frozenset(
+    "ReadFile WriteFile MatchingFiles WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 TFRecordReader "
+    "TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 TextLineDataset TFRecordDataset "
+    "FixedLengthRecordDataset FixedLengthRecordDatasetV2 Save SaveSlices Restore RestoreSlice LoadDataset SaveDataset "
+    "DebugIdentityV2 DumpTensor LookupTableExport InitializeTableFromTextFile InitializeTableFromTextFileV2".split()
+)
+NETWORK = frozenset("RpcCall RpcClient RpcServer TryRpc DataServiceDataset DataServiceDatasetV2 BigtableClient".split())
+SAVER = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
+"""Written into every SavedModel, in functions of this purpose only."""
+
+
+def from_directory(path: Path, trust_code: bool) -> tuple[Module, Any]:
+    """Lower the serving signature.
+
+    Raises:
+        InputError: links that lead outside, operators that touch files, network or Python, or no signature.
+    """
+    _refuse_links(path)
+    tf = tensorflow()
+    if not trust_code:
+        _refuse_operators(path)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: TensorFlow cannot load it: {first_line(error)}") from error
+    if SIGNATURE not in loaded.signatures:
+        known = ", ".join(sorted(loaded.signatures)) or "none"
+        raise InputError(f"{path}: no signature '{SIGNATURE}' (it has: {known}); save the model with one")
+    module, run = lower_concrete(loaded.signatures[SIGNATURE], "saved-model")
+
+    def keep_alive(feed: Any) -> Any:
+        return run(feed) if loaded is not None else {}  # the functions die with what was loaded
+
+    return module, keep_alive
+
+
+def _refuse_links(path: Path) -> None:
+    root = path.resolve()
+    for folder, names, files in os.walk(path, followlinks=False):
+        for name in [*names, *files]:
+            file = Path(folder, name)
+            if not Path(os.path.realpath(file)).is_relative_to(root):
+                raise InputError(f"{file}: leads outside the SavedModel; refused")
+            if not (stat.S_ISREG(file.stat().st_mode) or stat.S_ISDIR(file.stat().st_mode)):
+                raise InputError(f"{file}: not a regular file; refused")
+
+
+def _refuse_operators(path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    proto = saved_model_pb2.SavedModel()
+    try:
+        proto.ParseFromString((path / "saved_model.pb").read_bytes())
+    except Exception as error:
+        raise InputError(f"{path}: saved_model.pb is damaged ({first_line(error)})") from error
+    for graph in (meta.graph_def for meta in proto.meta_graphs):
+        for function in graph.library.function:
+            saver = "traced_save" in function.signature.name or "traced_restore" in function.signature.name
+            for node in function.node_def:
+                _refuse(node, path, saver)
+        for node in graph.node:
+            _refuse(node, path, saver=True)
+
+
+def _refuse(node: Any, path: Path, saver: bool) -> None:
+    kinds = {"runs Python code": CODE, "reads or writes files": FILES, "uses the network": NETWORK}
+    if not saver:
+        kinds["reads or writes files"] = FILES | SAVER
+    for what, operators in kinds.items():
+        if node.op in operators:
+            raise InputError(f"{path}: operator '{node.name}' ({node.op}) {what}; --trust-code allows it")

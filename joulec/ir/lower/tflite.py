@@ -1,0 +1,47 @@
+"""TFLite flatbuffers, float or quantized, through tf2onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from joulec.errors import InputError
+from joulec.ir.lower.tensorflow import LOWERED_OPSET, tensorflow
+from joulec.ir.module import Module, Origin
+from joulec.ir.onnx_file import read
+from joulec.ir.shapes import first_line
+from joulec.ir.values import Array
+
+
+def from_flatbuffer(path: Path) -> tuple[Module, Callable[[dict[str, Array]], Mapping[str, Array]], bool]:
+    """Lower a flatbuffer; returns the module, the interpreter's own function, and whether it computes in integers."""
+    tf = tensorflow()
+    from tf2onnx import tfonnx
+
+    try:
+        interpreter = tf.lite.Interpreter(model_path=str(path))
+        graph = tfonnx.process_tf_graph(None, opset=LOWERED_OPSET, tflite_path=str(path))
+        proto = graph.make_model("lowered by tf2onnx")
+    except Exception as error:
+        raise InputError(f"{path}: not a TFLite model that tf2onnx can convert: {first_line(error)}") from error
+    module = read(ir.to_proto(ir.from_proto(proto)))
+    module.origin = Origin("tflite", None, module.origin.notes)
+    details = interpreter.get_input_details()
+    results = interpreter.get_output_details()
+    names = [str(value.name) for value in module.graph.outputs]
+
+    def run(feed: dict[str, Array]) -> dict[str, Array]:
+        for detail, value in zip(details, feed.values(), strict=True):
+            interpreter.resize_tensor_input(detail["index"], value.shape)
+        interpreter.allocate_tensors()
+        for detail, value in zip(details, feed.values(), strict=True):
+            interpreter.set_tensor(detail["index"], value)
+        interpreter.invoke()
+        return {n: np.asarray(interpreter.get_tensor(r["index"])) for n, r in zip(names, results, strict=True)}
+
+    quantized = any(np.dtype(detail["dtype"]).kind in "iu" for detail in interpreter.get_tensor_details()[:0] or results)
+    quantized = quantized or any(node.op_type == "QuantizeLinear" for node in module.graph)
+    return module, run, quantized

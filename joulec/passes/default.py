@@ -1,0 +1,29 @@
+"""The default pipeline, one list, top to bottom."""
+
+from __future__ import annotations
+
+from joulec.passes.base import Pass
+from joulec.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from joulec.passes.eliminate_dead_code import EliminateDeadCode
+from joulec.passes.eliminate_identity import EliminateIdentity
+from joulec.passes.fold_constants import FoldConstants
+from joulec.passes.fuse_affine import FuseAffine
+from joulec.passes.fuse_gemm import FuseGemm
+from joulec.passes.fuse_pad import FusePad
+from joulec.passes.fuse_transpose import FuseTranspose
+
+
+def exact_passes() -> list[Pass]:
+    """The passes that keep the numbers: what `joulec simplify` runs, and what `optimize` runs first."""
+    return [
+        FoldConstants(),
+        EliminateIdentity(),
+        EliminateCommonSubexpressions(),
+        FuseTranspose(),
+        FusePad(),
+        FuseAffine(),
+        FuseGemm(),
+        FoldConstants(),
+        EliminateIdentity(),
+        EliminateDeadCode(),
+    ]
