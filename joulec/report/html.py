@@ -96,6 +96,7 @@ def _view(report: Report) -> dict[str, Any]:
         "falls": waterfall(report),
         "nodes": [] if found is None else node_rows(found.after),
         "node_rest": 0 if found is None else max(0, len(found.after["nodes"]) - MAX_NODES),
+        "parity": None if report.parity is None else words.parity(report.parity),
         "basis": None if found is None else words.energy_basis(found),
         "tiers": [] if found is None else _tiers(found),
         "caveats": [] if found is None else _caveats(found),

@@ -44,10 +44,14 @@ def summary(out: Console, report: Report) -> None:
         out.print("up to date: nothing it depends on has changed")
         return
     _section(out, "What changed", _facts(report))
+    for fact in words.facts(report):
+        if fact.name != "energy" and fact.how != words.COUNTED:
+            out.print(Padding(Text(f"{fact.name}: {fact.how}", style="dim"), (0, 0, 0, 2)))
     if report.decisions:
         _section(out, "Kept and dropped", _decisions(report.decisions))
     if report.energy is not None and report.energy.by_op:
         _section(out, f"Energy by operator, {words.energy_basis(report.energy)}", _operators(report.energy))
+        _saving(out, report.energy)
     if report.steps:
         _section(out, "Passes, each with its own share", _steps(report.steps))
     _notes(out, report)
@@ -99,6 +103,12 @@ def _operators(found: EnergyChange) -> Table:
     return table
 
 
+def _saving(out: Console, found: EnergyChange) -> None:
+    """The paired interval of the difference, which is narrower than those of the totals."""
+    if (saving := words.saving(found)) is not None:
+        out.print(Padding(Text(saving, style="dim"), (0, 0, 0, 2)))
+
+
 def _maybe(value: float | None) -> str:
     return "—" if value is None else units.joules(value)
 
@@ -123,7 +133,8 @@ def _notes(out: Console, report: Report) -> None:
     failed = [
         f"{units.safe(r.name)} {r.status}: {units.safe(r.detail, 400)}" for r in report.checks if r.status != "passed"
     ]
-    lines = [*undone, *failed, *(units.safe(note, 400) for note in report.notes)]
+    parity = [] if report.parity is None else [words.parity(report.parity)]
+    lines = [*undone, *failed, *parity, *(units.safe(note, 400) for note in report.notes)]
     if not lines:
         return
     table = _grid("", "*")

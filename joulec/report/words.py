@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from joulec.report import units
 from joulec.report.data import Accuracy, Decision, EnergyChange, Latency, Report, StepReport
@@ -12,6 +14,10 @@ TIER_WORDS = {
     "calibrated": "calibrated: measured time of each operator, power of the device's class",
     "estimated": "estimated: arithmetic and bytes from the graph, coefficients of the device's class; nothing was run",
 }
+
+
+COUNTED = "counted"
+"""How exact numbers were obtained."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def saving(found: EnergyChange) -> str | None:
 
 def _counted(name: str, before: int, after: int, before_text: str, after_text: str) -> Fact:
     good = None if before == after else after < before
-    return Fact(name, before_text, after_text, units.change(before, after), good, "counted")
+    return Fact(name, before_text, after_text, units.change(before, after), good, COUNTED)
 
 
 def headline(report: Report) -> str:
@@ -203,3 +209,12 @@ def detail(step: StepReport) -> str:
     if step.reason is not None:
         return units.safe(step.reason, 400)
     return units.safe(step.notes[0], 400) if step.notes else ""
+
+
+def parity(found: Mapping[str, Any]) -> str:
+    """How lowering compared with the source framework; `found` is `Parity.to_json()`."""
+    if found.get("note"):
+        return f"lowering was not compared with the source framework: {units.safe(found['note'], 400)}"
+    worst = max(found["outputs"].items(), key=lambda item: float(item[1]), default=None)
+    said = "" if worst is None else f", largest deviation {float(worst[1]):.1e} at output '{units.safe(worst[0])}'"
+    return f"lowering matches the source framework on {units.plural(found['feeds'], 'seeded feed')}{said}"

@@ -62,7 +62,7 @@ def everywhere(text: str) -> Report:
         notes=(text,),
         checks=(RungReport(text, "passed", text),),
         sparsity=(Sparsity(text, 1, 2),),
-        parity={text: text},
+        parity={"outputs": {text: 0.0}, "feeds": 1, "note": text},
         files={text: 1},
         directory=text,
     )
