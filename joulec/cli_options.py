@@ -54,7 +54,9 @@ def merged(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_given(name: str, value: Any) -> bool:
-    return value is not None and value != [] and (value is not False or name == "int8")
+    if isinstance(value, list | tuple):
+        return bool(value)
+    return value is not None and (value is not False or name == "int8")
 
 
 def _from_config(path: Path) -> dict[str, Any]:

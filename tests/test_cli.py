@@ -174,7 +174,16 @@ def test_flags_win_over_the_file(tmp_path: Path):
         'model = "m.keras"\nout = "a"\nmax-drop = "none"\nint8 = true\nthreads = 4\nplugin = ["p.py", "entry"]\n'
         'target = ["cpu", "cuda"]\n[shape]\nbatch = 8\n'
     )
-    flags = {"config": config, "out": Path("b"), "int8": False, "threads": None, "target": None, "trust_code": False}
+    flags = {
+        "config": config,
+        "out": Path("b"),
+        "int8": False,
+        "threads": None,
+        "target": None,
+        "custom_ops": (),
+        "shape": [],
+        "trust_code": False,
+    }
     found = cli_options.merged(flags)
     assert found.pop("limits").seconds == 600
     assert found == {

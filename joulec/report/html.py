@@ -99,7 +99,7 @@ def _view(report: Report) -> dict[str, Any]:
         "parity": None if report.parity is None else words.parity(report.parity),
         "basis": None if found is None else words.energy_basis(found),
         "tiers": [] if found is None else _tiers(found),
-        "caveats": [] if found is None else _caveats(found),
+        "caveats": [] if found is None else words.caveats(found.after),
         "sparsity": [
             (units.safe(s.tensor), s.kept, s.total, _percent(s.kept, s.total)) for s in report.sparsity[:MAX_TENSORS]
         ],
@@ -171,17 +171,6 @@ def _node_row(node: Mapping[str, Any], total: float) -> NodeRow:
 def _tiers(found: EnergyChange) -> list[str]:
     used = {node["tier"] for estimate in (found.before, found.after) for node in estimate["nodes"]}
     return [text for tier, text in words.TIER_WORDS.items() if tier in used]
-
-
-def _caveats(found: EnergyChange) -> list[str]:
-    """What the totals leave out or assume."""
-    after = found.after
-    lines = []
-    if after["unknown"]:
-        lines.append(f"not in the total, price unknown: {', '.join(units.safe(op) for op in after['unknown'][:20])}")
-    if after["assumed"]:
-        lines.append(f"taken as 1 because nobody gave it: {', '.join(units.safe(a) for a in after['assumed'][:20])}")
-    return [*lines, *(units.safe(note, 400) for note in after["notes"])]
 
 
 def _percent(part: float, whole: float) -> float:

@@ -133,8 +133,9 @@ def _notes(out: Console, report: Report) -> None:
     failed = [
         f"{units.safe(r.name)} {r.status}: {units.safe(r.detail, 400)}" for r in report.checks if r.status != "passed"
     ]
+    priced = [] if report.energy is None else words.caveats(report.energy.after)
     parity = [] if report.parity is None else [words.parity(report.parity)]
-    lines = [*undone, *failed, *parity, *(units.safe(note, 400) for note in report.notes)]
+    lines = [*undone, *failed, *parity, *priced, *(units.safe(note, 400) for note in report.notes)]
     if not lines:
         return
     table = _grid("", "*")
@@ -163,8 +164,9 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
         estimate: `Estimate.to_json()`.
         limit: rows; None for all.
     """
-    nodes = sorted(estimate["nodes"], key=lambda node: (node["joules"] is not None, -(node["joules"] or 0.0)))
-    total = estimate["total_joules"]
+    costly = [node for node in estimate["nodes"] if node["joules"] is None or node["joules"] > 0]
+    nodes = sorted(costly, key=lambda node: (node["joules"] is not None, -(node["joules"] or 0.0)))
+    total, free = estimate["total_joules"], len(estimate["nodes"]) - len(costly)
     table = _grid(">energy", ">share", ">interval", "tier", "operator", "*node")
     for node in nodes[:limit]:
         known = node["joules"] is not None
@@ -177,6 +179,8 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
     out.print(table)
     if limit is not None and len(nodes) > limit:
         out.print(f"and {len(nodes) - limit} more nodes")
+    if free:
+        out.print(f"and {units.plural(free, 'node')} that cost nothing: constants, and what the runtime folds or fuses")
     out.print()
     for line in _totals(estimate):
         out.print(Text(line))
@@ -188,11 +192,7 @@ def _totals(estimate: Mapping[str, Any]) -> Iterable[str]:
     if (estimate["samples"] or 1) > 1:
         yield f"{units.joules(estimate['joules_per_sample'])} per sample, batch {estimate['samples']}"
     yield words.TIER_WORDS.get(estimate["tier"], str(estimate["tier"]))
-    if estimate["unknown"]:
-        yield f"price unknown, not in the total: {', '.join(units.safe(op) for op in estimate['unknown'][:20])}"
-    if estimate["assumed"]:
-        yield f"taken as 1 because nobody gave it: {', '.join(units.safe(name) for name in estimate['assumed'][:20])}"
-    yield from (units.safe(note, 400) for note in estimate["notes"])
+    yield from words.caveats(estimate)
 
 
 def comparison(out: Console, found: Mapping[str, Any]) -> None:

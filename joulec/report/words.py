@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,3 +218,18 @@ def parity(found: Mapping[str, Any]) -> str:
     worst = max(found["outputs"].items(), key=lambda item: float(item[1]), default=None)
     said = "" if worst is None else f", largest deviation {float(worst[1]):.1e} at output '{units.safe(worst[0])}'"
     return f"lowering matches the source framework on {units.plural(found['feeds'], 'seeded feed')}{said}"
+
+
+def caveats(estimate: Mapping[str, Any]) -> list[str]:
+    """What a total leaves out or assumes; `estimate` is `Estimate.to_json()`."""
+    lines = []
+    if estimate["unknown"]:
+        lines.append(f"price unknown, not in the total: {_some(estimate['unknown'])}")
+    if estimate["assumed"]:
+        lines.append(f"taken as 1 because nobody gave it: {_some(estimate['assumed'])} (--shape sets dimensions)")
+    return [*lines, *(units.safe(note, 400) for note in estimate["notes"])]
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(units.safe(name, 60) for name in names[:limit]) + more
