@@ -19,7 +19,7 @@ from joulec.ir.values import attribute, constant, constant_tensor, input_at, is_
 from joulec.passes._qdq import Bounds
 from joulec.passes.target import QuantizationScheme
 
-Kind = Literal["compute", "arithmetic", "movement"]
+Kind = Literal["compute", "arithmetic", "movement", "rescale"]
 
 ALL_INPUTS = frozenset({"Add", "Mul", "Concat"})
 ARITHMETIC = ALL_INPUTS | {"AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Relu", "Clip"}
@@ -28,6 +28,12 @@ ARITHMETIC = ALL_INPUTS | {"AveragePool", "GlobalAveragePool", "Sigmoid", "Leaky
 LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 MOVEMENT = LAYOUT | {"MaxPool", "Slice", "Gather", "Resize", "DepthToSpace"}
 """Carrying operators that pass numbers through unchanged: their result shares its input's scale."""
+
+RESCALE = frozenset({"Mul", "Div"})
+"""Operators that, with a positive scalar, only change the scale: the integers stay, and nothing is computed."""
+
+RESCALE_LIMIT = 2.0**20
+"""Largest factor, up or down, that is moved into a scale."""
 
 CLAMPS = frozenset({"Relu", "Clip"})
 FLOAT_RESULT = frozenset({"MatMul", "Gemm"})
@@ -40,7 +46,8 @@ class Block:
 
     Attributes:
         node: the operator that computes.
-        kind: `compute`, or a carrying operator with a scale of its own (`arithmetic`) or its input's (`movement`).
+        kind: `compute`, or a carrying operator with a scale of its own (`arithmetic`), its input's (`movement`),
+            or its input's times a constant (`rescale`).
         operands: which inputs of `node` are activations.
         constants: which inputs of a carrying operator are constants, to be quantized with it.
         tail: the nodes behind it that the kernel swallows, in order.
@@ -133,7 +140,7 @@ def _inner_compute(module: Module, scheme: QuantizationScheme) -> Iterable[ir.No
 
 def _refusal(node: ir.Node, scheme: QuantizationScheme, target: str) -> str | None:
     op = node.op_type
-    known = op in scheme.compute or (op in scheme.carry and op in ARITHMETIC | MOVEMENT)
+    known = op in scheme.compute or (op in scheme.carry and op in ARITHMETIC | MOVEMENT | RESCALE)
     if not walk.is_onnx(node) or not known:
         return f"no INT8 kernel on {target}"
     if any(attribute.is_ref() for attribute in node.attributes.values()):
@@ -147,6 +154,8 @@ def _refusal(node: ir.Node, scheme: QuantizationScheme, target: str) -> str | No
         return "an operand is not float32, or of unknown type"
     if not all(map(_is_dynamic, operands)):
         return "its operand is a constant"
+    if op == "Div" and rescaling(node) is None:
+        return f"no INT8 kernel on {target}"
     return _compute_refusal(node) if op in scheme.compute else _carry_refusal(node)
 
 
@@ -260,11 +269,9 @@ def channels(node: ir.Node) -> int:
 
 
 def _block(node: ir.Node, scheme: QuantizationScheme, veto: Veto) -> Block:
-    kind: Kind = (
-        "compute" if node.op_type in scheme.compute else "arithmetic" if node.op_type in ARITHMETIC else "movement"
-    )
+    kind = _kind(node, scheme)
     operands, stored = _operands(node), _constants(node)
-    if not scheme.quantize_outputs or kind == "movement" or node.op_type in CLAMPS:
+    if not scheme.quantize_outputs or kind in ("movement", "rescale") or node.op_type in CLAMPS:
         return Block(node, kind, operands, (), _bounds(node), stored)
     tail: tuple[ir.Node, ...] = ()
     following = sole_consumer(node.outputs[0])
@@ -274,6 +281,31 @@ def _block(node: ir.Node, scheme: QuantizationScheme, veto: Veto) -> Block:
     if following is None or bounds is None or following.op_type not in scheme.carry or veto(following) is not None:
         return Block(node, kind, operands, tail, None, stored)
     return Block(node, kind, operands, (*tail, following), bounds, stored)
+
+
+def _kind(node: ir.Node, scheme: QuantizationScheme) -> Kind:
+    if node.op_type in scheme.compute:
+        return "compute"
+    if rescaling(node) is not None:
+        return "rescale"
+    return "arithmetic" if node.op_type in ARITHMETIC else "movement"
+
+
+def rescaling(node: ir.Node) -> float | None:
+    """The positive scalar that `node` multiplies its one operand with, or None where it does anything else."""
+    if node.op_type not in RESCALE or len(node.inputs) != 2:
+        return None
+    operands = _operands(node)
+    if len(operands) != 1 or (node.op_type == "Div" and operands != (0,)):
+        return None
+    operand, stored = node.inputs[operands[0]], node.inputs[1 - operands[0]]
+    numbers, dims = constant(stored), rank(operand)
+    if numbers is None or numbers.size != 1 or dims is None or numbers.ndim > dims:
+        return None
+    number = float(numbers.flat[0])
+    if not 1 / RESCALE_LIMIT <= number <= RESCALE_LIMIT:
+        return None
+    return 1 / number if node.op_type == "Div" else number
 
 
 def _constants(node: ir.Node) -> tuple[int, ...]:

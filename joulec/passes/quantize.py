@@ -14,7 +14,7 @@ import onnx_ir as ir
 from joulec.ir import walk
 from joulec.ir.module import Module, Range
 from joulec.ir.rewrite import Rewriter, sources_of
-from joulec.ir.values import Array, constant, rank, sole_consumer
+from joulec.ir.values import Array, constant, constant_tensor, rank, sole_consumer
 from joulec.passes._precision import not_quantizable
 from joulec.passes._qdq import (
     WIDEST,
@@ -28,7 +28,7 @@ from joulec.passes._qdq import (
     weight_parameters,
 )
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
-from joulec.passes.blocks import Block, Survey, channel_axis, channels, survey
+from joulec.passes.blocks import Block, Survey, channel_axis, channels, rescaling, survey
 from joulec.passes.regions import Islands, islands
 from joulec.passes.target import QuantizationScheme, Target
 
@@ -153,6 +153,9 @@ class _Insertion:
             for value in dict.fromkeys(inputs):
                 self._quantize_input(value, block)
             with self.rewriter.rewriting(f"quantize-{block.node.op_type.lower()}", block.node, *block.tail):
+                if block.kind == "rescale":
+                    self._rescale(block, self.pairs[id(inputs[0])])
+                    continue
                 for index, value in zip(block.operands, inputs, strict=True):
                     self.rewriter.set_input(block.node, index, self.pairs[id(value)].result)
                 for index in block.constants:
@@ -161,6 +164,16 @@ class _Insertion:
                     self._quantize_weight(block, block.weight, self.pairs[id(inputs[0])])
                 if self.scheme.quantize_outputs:
                     self._quantize_output(block, self.pairs[id(inputs[0])])
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Erase pairs that a change of scale left without a reader."""
+        for pair in self.pairs.values():
+            node = pair.result.producer()
+            if node is None or pair.result.uses() or pair.result.is_graph_output():
+                continue
+            with self.rewriter.rewriting("drop-unused-pair", node):
+                self.rewriter.erase(node)
 
     # -- activations ----------------------------------------------------------------------------------------
 
@@ -184,6 +197,23 @@ class _Insertion:
             pair = self._pair(value, *self._constants(value, self._parameters(value, block.within), block.node))
         self.rewriter.replace(value, pair.result)
         self.rewriter.set_input(pair.quantize, 0, value)
+
+    def _rescale(self, block: Block, source: _Pair) -> None:
+        """Mul(DequantizeLinear(q, s), c) -> DequantizeLinear(q, s * c): the same integers under another scale."""
+        value, factor = block.output, rescaling(block.node)
+        scaled = np.asarray(float(source.parameters.scale) * (factor or 1.0), np.float32)
+        scale = self.rewriter.constant(scaled, f"{value.name}_scale", at=block.node)
+        (result,) = self.rewriter.add(
+            "DequantizeLinear", [source.quantize.outputs[0], scale, source.zero_point],
+            before=block.node, name=f"{value.name}_dequantize", like=value,
+        )  # fmt: skip
+        made = Parameters(scaled, source.parameters.zero_point)
+        self.pairs[id(value)] = _Pair(source.quantize, result, made, scale, source.zero_point)
+        stored = [one for one in block.node.inputs if one is not None and constant_tensor(one) is not None]
+        self.rewriter.replace(value, result)
+        self.rewriter.erase(block.node)
+        for one in stored:
+            self._drop(one)
 
     def _keep_apart(self, node: ir.Node) -> None:
         """Add(MatMul(x, w), b) of rank 3 -> the same with b of rank 3.

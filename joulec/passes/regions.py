@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,8 +102,9 @@ class _Support:
     def _supported(self, block: Block) -> bool:
         useful = id(block) in self.useful
         made = [self._made_by_kept(value) for value in block.inputs]
-        integers = all(one or id(value) in self.computed_on for one, value in zip(made, block.inputs, strict=True))
-        if integers and (useful or (block.kind == "movement" and all(made))):
+        near = [one or id(value) in self.computed_on for one, value in zip(made, block.inputs, strict=True)]
+        integers = all(near) or (any(near) and _rest_is_small(block.inputs, near))
+        if integers and (useful or (block.kind in ("movement", "rescale") and all(made))):
             return True
         return block.node.op_type in LAYOUT and useful and self._all_read_by_kept(block.output)
 
@@ -112,6 +114,23 @@ class _Support:
 
     def _all_read_by_kept(self, value: ir.Value) -> bool:
         return self.kept_readers[id(value)] == len(value.uses()) and not value.is_graph_output()
+
+
+SMALL = 16
+"""An operand this many times smaller than its sibling (the gate of a channel) is worth quantizing for it."""
+
+
+def _rest_is_small(values: Sequence[ir.Value], near: Sequence[bool]) -> bool:
+    sizes = [_elements(value) for value in values]
+    there = max((size for size, one in zip(sizes, near, strict=True) if one and size is not None), default=0)
+    return all(one or (size is not None and size * SMALL <= there) for size, one in zip(sizes, near, strict=True))
+
+
+def _elements(value: ir.Value) -> int | None:
+    """Elements of `value`, each symbolic dimension counted as one; None where its rank is unknown."""
+    if value.shape is None:
+        return None
+    return math.prod(dim for dim in value.shape if isinstance(dim, int))
 
 
 def _with_compute(blocks: Sequence[Block]) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from joulec.passes.blocks import ARITHMETIC, MOVEMENT
+from joulec.passes.blocks import ARITHMETIC, MOVEMENT, RESCALE
 from joulec.passes.target import QuantizationScheme
 
 CPU_SCHEME = QuantizationScheme(
@@ -10,7 +10,7 @@ CPU_SCHEME = QuantizationScheme(
     bias="int32",
     quantize_outputs=True,
     compute=frozenset({"Conv", "Gemm", "MatMul"}),
-    carry=ARITHMETIC | MOVEMENT,
+    carry=ARITHMETIC | MOVEMENT | RESCALE,
 )
 """ONNX Runtime's CPU provider: u8 x s8 becomes QLinearConv, QGemm, QLinearMatMul; their neighbours QLinear* too."""
 

@@ -148,8 +148,18 @@ SINGLE = {
     ),
     "hard swish": (
         """g (float[1,4,6,6] x) => (float[1,4,6,6] y) <float three = {3.0}, float six = {6.0}, float zero = {0.0}> {
-          c = Conv(x, w) a = Add(c, three) k = Clip(a, zero, six) m = Mul(c, k) y = Conv(m, w) }""",
-        {"w": (4, 4, 1, 1)}, {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1, "Clip": 0, "DequantizeLinear": 1},
+          c = Conv(x, w) a = Add(c, three) k = Clip(a, zero, six) m = Mul(c, k) d = Div(m, six) y = Conv(d, w) }""",
+        {"w": (4, 4, 1, 1)},
+        {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1, "Clip": 0, "Div": 0, "DequantizeLinear": 1},
+    ),
+    "a factor and a convolution on one input": (
+        """g (float[1,4,6,6] x) => (float[1,4,6,6] y) <float half = {0.5}> {
+          m = Mul(x, half) c = Conv(m, w) d = Conv(x, w) s = Add(c, d) y = Conv(s, w) }""",
+        {"w": (4, 4, 1, 1)}, {"QLinearConv": 3, "QLinearAdd": 1, "Mul": 0, "QuantizeLinear": 1, "DequantizeLinear": 1},
+    ),
+    "a factor at a graph output": (
+        "g (float[1,4,6,6] x) => (float[1,4,6,6] y) <float half = {0.5}> { c = Conv(x, w) y = Mul(half, c) }",
+        {"w": (4, 4, 1, 1)}, {"QLinearConv": 1, "Mul": 0},
     ),
     "one output channel": (
         "g (float[1,4,6,6] x) => (float[1,1,6,6] y) { y = Conv(x, w, b) }",
