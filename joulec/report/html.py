@@ -76,7 +76,12 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"safe_text": units.safe, "size": units.size, "seconds": units.seconds}
+    environment.filters |= {
+        "safe_text": units.safe,
+        "size": units.size,
+        "seconds": units.seconds,
+        "folded": words.folded,
+    }
     return environment.get_template("report.html.j2").render(_view(report))
 
 

@@ -151,7 +151,7 @@ def _places(out: Console, report: Report) -> None:
     out.print()
     place = units.safe(report.directory, 4000)
     out.print(Text(f"artefact  {place}"), soft_wrap=True)
-    if "report.html" in report.files:
+    if report.files:
         out.print(Text(f"report    {place}/report.html"), soft_wrap=True)
 
 

@@ -67,12 +67,14 @@ def seconds(value: float | None) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """The relative change in percent, with its sign: `-25 %`; what appears from nothing has none."""
+    """The relative change in percent, with its sign: `−25 %`; what appears from nothing has none."""
     if before == after:
         return "no change"
     if before == 0:
         return "new"
     percent = 100 * (after - before) / before
+    if abs(percent) < 0.05:
+        return "under 0.1\u00a0%"
     text = f"{percent:+.1f}" if abs(percent) < 10 else f"{percent:+.0f}"
     return f"{text.replace('-', '−')}\u00a0%"
 

@@ -69,7 +69,7 @@ def accuracy(found: Accuracy) -> Fact:
         change = f"{'drops' if found.drop > 0 else 'rises'} by {abs(found.drop):.4f} ({allowed})"
     within = found.budget is not None and 0 <= found.drop <= found.budget
     good = None if within or abs(found.drop) < 5e-5 else found.drop < 0
-    how = "the user's metric" if found.name == "metric" else "fidelity: 1 − ‖y − y₀‖ / ‖y₀‖ of the worst output"
+    how = "the user's metric" if found.name == "metric" else "1 − ‖y − y₀‖ / ‖y₀‖ of the worst output"
     return Fact(
         found.name, f"{found.before:.4f}", f"{found.after:.4f}", change, good, f"{how}; {units.safe(found.feeds)}"
     )
@@ -134,7 +134,7 @@ def headline(report: Report) -> str:
         parts.append(_speed(report.latency))
     if report.energy is not None:
         parts.append(_spent(report.energy))
-    if report.size_before != report.size_after:
+    if abs(report.size_after - report.size_before) >= 0.01 * report.size_before:
         parts.append(_less(report.size_before, report.size_after, "smaller", "larger"))
     if not parts:
         return f"{units.plural(report.nodes_before, 'node')} became {units.plural(report.nodes_after, 'node')}"
@@ -202,6 +202,15 @@ def share(step: StepReport) -> str:
         return "—"
     sign = "+" if after > before else "−"
     return f"{sign}{units.joules(abs(after - before))}"
+
+
+def folded(step: StepReport) -> str:
+    """What there is to unfold about a pass."""
+    parts = [
+        units.plural(len(step.rules), "rule") + " fired" if step.rules else "",
+        units.plural(step.refusal_count, "rewrite") + " refused" if step.refusal_count else "",
+    ]
+    return ", ".join(part for part in parts if part) or "more"
 
 
 def detail(step: StepReport) -> str:

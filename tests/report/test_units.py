@@ -24,7 +24,14 @@ def test_sizes(count, text):
 
 @pytest.mark.parametrize(
     ("before", "after", "text"),
-    [(4, 3, "−25\u00a0%"), (100, 99, "−1.0\u00a0%"), (2, 3, "+50\u00a0%"), (5, 5, "no change"), (0, 1, "new")],
+    [
+        (4, 3, "−25\u00a0%"),
+        (100, 99, "−1.0\u00a0%"),
+        (2, 3, "+50\u00a0%"),
+        (5, 5, "no change"),
+        (0, 1, "new"),
+        (100_000, 99_999, "under 0.1\u00a0%"),
+    ],
 )
 def test_changes_say_their_sign(before, after, text):
     assert units.change(before, after) == text
