@@ -74,6 +74,7 @@ def wide() -> keras.Model:
     x = block(x, 128)
     x = layers.MaxPooling2D()(x)
     x = layers.Flatten()(x)
+    x = layers.Dropout(0.3)(x)
     x = layers.Dense(128, activation="relu")(x)
     return keras.Model(image, layers.Dense(10, activation="softmax", name="digit")(x), name="wide")
 
@@ -98,9 +99,9 @@ def main(folder: str = "build/demo") -> None:
     """Train both."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(SEED)
-    train(small(), 8, 30, out)
-    train(wide(), 32, 10, out)
+    for build, size, epochs in ((small, 8, 30), (wide, 32, 8)):
+        keras.utils.set_random_seed(SEED)
+        train(build(), size, epochs, out)
 
 
 if __name__ == "__main__":
