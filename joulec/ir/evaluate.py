@@ -28,24 +28,128 @@ MAX_BYTES = 1 << 28
 MAX_WORK = 1 << 30
 """Largest number of scalar operations of one evaluated node."""
 
-ELEMENTWISE = (
-    "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil "
-    "Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN "
-    "LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or Pow PRelu Reciprocal Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu Where Xor"
-).split()
-LAYOUT = (
-    "Compress Concat ConstantOfShape CumSum DepthToSpace Expand EyeLike Flatten Gather GatherElements GatherND Identity "
-    "NonZero OneHot Pad Range Reshape ReverseSequence ScatterElements ScatterND Shape Size Slice SpaceToDepth Split "
-    "Squeeze Tile Transpose Trilu Unsqueeze"
-).split()
-REDUCTIONS = (
-    "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
-    "ReduceSumSquare Softmax LogSoftmax TopK"
-).split()
+ELEMENTWISE = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Add",
+    "And",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Cast",
+    "CastLike",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Div",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Where",
+    "Xor",
+]
+LAYOUT = [
+    "Compress",
+    "Concat",
+    "ConstantOfShape",
+    "CumSum",
+    "DepthToSpace",
+    "Expand",
+    "EyeLike",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "NonZero",
+    "OneHot",
+    "Pad",
+    "Range",
+    "Reshape",
+    "ReverseSequence",
+    "ScatterElements",
+    "ScatterND",
+    "Shape",
+    "Size",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+]
+REDUCTIONS = [
+    "ArgMax",
+    "ArgMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Softmax",
+    "LogSoftmax",
+    "TopK",
+]
 LINEAR = ["MatMul", "Gemm"]
 
-FOLDABLE = frozenset([*ELEMENTWISE, *LAYOUT, *REDUCTIONS, *LINEAR])
+FOLDABLE = frozenset([*f"{ELEMENTWISE} {LAYOUT} {REDUCTIONS}".split(), *LINEAR])
 """Operators that are evaluated: deterministic, without state or subgraphs, and with work that their sizes bound."""
 
 _EXPENSIVE = {"Expand", "Tile", "ConstantOfShape", "Range"}
@@ -86,7 +190,22 @@ def _read(inputs: Sequence[Array | None]) -> int:
     return sum(array.size for array in inputs if array is not None)
 
 
-def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+@dataclass
+class Limits:
+    """What evaluation may still cost.
+
+    Attributes:
+        bytes: the largest output of the next node.
+        work: scalar operations left to all nodes together.
+    """
+
+    bytes: int = MAX_BYTES
+    work: int = 4 * MAX_WORK
+
+
+def evaluate(
+    node: ir.Node, inputs: Sequence[Array | None], opset: int, limits: Limits | None = None
+) -> list[Array | None]:
     """Evaluate `node` on `inputs` (None for an optional one left out), in the order of its outputs.
 
     Raises:
@@ -98,12 +217,23 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[
         raise NotEvaluated("its element type is not evaluated")
     if (direct := _directly(node, inputs, opset)) is not None:
         return [direct]
-    limits = bound(node, inputs, opset)
-    if limits.bytes > MAX_BYTES:
-        raise NotEvaluated(f"its result would take {limits.bytes} bytes, the limit is {MAX_BYTES}")
-    if limits.work > MAX_WORK:
-        raise NotEvaluated(f"it would take {limits.work} operations, the limit is {MAX_WORK}")
+    if _traps(node, inputs):
+        raise NotEvaluated("it divides integers by zero or overflows, which stops the processor")
+    limits = limits or Limits()
+    cost = bound(node, inputs, opset)
+    if cost.bytes > min(limits.bytes, MAX_BYTES):
+        raise NotEvaluated(f"its result would take {cost.bytes} bytes, the limit is {min(limits.bytes, MAX_BYTES)}")
+    if cost.work > min(limits.work, MAX_WORK):
+        raise NotEvaluated(f"it would take {cost.work} operations, the limit is {min(limits.work, MAX_WORK)}")
+    limits.work -= cost.work
     return _run(node, inputs, opset)
+
+
+def _traps(node: ir.Node, inputs: Sequence[Array | None]) -> bool:
+    """Whether an integer division would raise a signal: x / 0, and the lowest number / -1."""
+    if node.op_type not in ("Div", "Mod") or len(inputs) < 2 or inputs[1] is None or inputs[1].dtype.kind not in "iu":
+        return False
+    return bool(np.any(inputs[1] == 0)) or (inputs[1].dtype.kind == "i" and bool(np.any(inputs[1] == -1)))
 
 
 def _proto(node: ir.Node, inputs: Sequence[Array | None], opset: int, *, inline: bool) -> onnx.ModelProto:
@@ -141,7 +271,7 @@ def _infer(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[tu
     return found
 
 
-def _run(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array]:
+def _run(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Array | None]:
     feed = {f"i{index}": array for index, array in enumerate(inputs) if array is not None}
     try:
         model = _proto(node, inputs, opset, inline=False).SerializeToString()
@@ -152,7 +282,9 @@ def _run(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[Arra
         raise NotEvaluated(str(error)) from error
     except Exception as error:
         raise NotEvaluated(f"evaluating it failed: {first_line(error)}") from error
-    return [results.get(f"o{index}") if value.name else None for index, value in enumerate(node.outputs)]  # type: ignore
+    if any(not isinstance(r, np.ndarray) or r.dtype.kind not in _KINDS for r in results.values()):
+        raise NotEvaluated("the element type of its result is not evaluated")
+    return [results.get(f"o{index}") if value.name else None for index, value in enumerate(node.outputs)]
 
 
 # -- layout operators and integer arithmetic, done in numpy: the same bits, without a session for each -------------
@@ -180,7 +312,7 @@ def _reshape(node: ir.Node, inputs: Sequence[Any], opset: int) -> Array | None:
     if len(inputs) < 2 or (allow is not None and allow.as_int()):
         return None
     shape = [inputs[0].shape[i] if dim == 0 else int(dim) for i, dim in enumerate(inputs[1])]
-    return np.reshape(inputs[0], shape)  # type: ignore[no-any-return]
+    return np.asarray(np.reshape(inputs[0], shape))
 
 
 def _axes(node: ir.Node, inputs: Sequence[Any]) -> tuple[int, ...] | None:
@@ -190,7 +322,7 @@ def _axes(node: ir.Node, inputs: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 def _squeeze(node: ir.Node, inputs: Sequence[Any], opset: int) -> Array:
-    return np.squeeze(inputs[0], _axes(node, inputs))
+    return np.asarray(np.squeeze(inputs[0], _axes(node, inputs)))
 
 
 def _unsqueeze(node: ir.Node, inputs: Sequence[Any], opset: int) -> Array | None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.values import attribute, constant, constant_tensor, input_at, rank
+from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, rank
 
 MAX_ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
@@ -84,7 +84,7 @@ def dimension(value: ir.Value, axis: int) -> Element | None:
     if isinstance(dim, int):
         return dim
     if dim.value is not None and _NAME.fullmatch(dim.value):
-        return ("symbol", dim.value)
+        return ("symbol", id(value.graph), dim.value)  # a body may use a name of its own for another size
     return ("dim", value.name, axis % len(value.shape))  # no name, or one like '?' that files use for several sizes
 
 
@@ -133,7 +133,8 @@ def _slice(node: ir.Node, facts: ShapeFacts) -> Known | None:
     if known is None or known.rank != 1:
         return None
     if len(node.inputs) == 1:
-        starts, ends, steps = attribute(node, "starts"), attribute(node, "ends"), (1,)
+        starts, ends = attribute(node, "starts"), attribute(node, "ends")
+        steps: Array | None = np.ones(1, np.int64)
     else:
         starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
         steps = constant(input_at(node, 4)) if input_at(node, 4) is not None else np.ones(1, np.int64)
@@ -150,8 +151,10 @@ def _squeeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
 
 
 def _unsqueeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    known = facts.get(node.inputs[0])
-    return Known(1, known.elements) if known is not None and known.rank == 0 else None
+    known, axes = facts.get(node.inputs[0]), constant(input_at(node, 1))
+    given = attribute(node, "axes") if axes is None else axes
+    once = given is not None and len(given) == 1
+    return Known(1, known.elements) if known is not None and known.rank == 0 and once else None
 
 
 def _concat(node: ir.Node, facts: ShapeFacts) -> Known | None:
@@ -215,10 +218,13 @@ _RULES: dict[str, Callable[[ir.Node, ShapeFacts], Known | None]] = {
 def reshape_target(data: ir.Value, known: Known) -> list[int] | None:
     """The constant shape that reshapes `data` as the partly known target does: 0 keeps a dimension, -1 fits one.
 
-    Returns None where more than one element stays unknown, or where the target already holds a 0 or -1 beside one.
+    Returns None where more than one element stays unknown. A fitted -1 beside a kept 0 is not taken either, unless the
+    target itself held the -1: with a dimension of size zero it could not be fitted.
     """
-    elements = list(known.elements)
-    if rank(data) is None or any(isinstance(e, int) and e <= 0 for e in elements):
+    if rank(data) is None or any(isinstance(e, int) and e < -1 for e in known.elements):
         return None
-    target = [e if isinstance(e, int) else 0 if dimension(data, i) == e else -1 for i, e in enumerate(elements)]
-    return target if target.count(-1) <= 1 else None
+    fitted = -1 in known.elements
+    target = [e if isinstance(e, int) else 0 if dimension(data, i) == e else -1 for i, e in enumerate(known.elements)]
+    if target.count(-1) > 1 or (-1 in target and 0 in target and not fitted):
+        return None
+    return target

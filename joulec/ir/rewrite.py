@@ -247,7 +247,6 @@ class Rewriter:
     def _rename(self, value: ir.Value) -> None:
         """Give a value that moves to another graph a fresh name, and let its mask follow."""
         old = value.name or "value"
-        self._names.discard(old)
         value.name = self.fresh(old)
         if value.name != old and old in self.module.masks:
             self.module.masks[value.name] = self.module.masks.pop(old)

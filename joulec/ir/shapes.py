@@ -17,12 +17,21 @@ def infer_shapes(module: Module) -> str | None:
     """
     try:
         bare = skeleton(module.model)
+        _forget_declared(bare.graph)
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True))
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
     for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
         _merge(ours, theirs)
     return None
+
+
+def _forget_declared(graph: onnx.GraphProto) -> None:
+    """Drop what the file declares of intermediate values: inference must not build on what may be wrong."""
+    produced = {name for node in graph.node for name in node.output if node.domain in walk.ONNX_DOMAINS}
+    kept = [info for info in graph.value_info if info.name not in produced]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def first_line(error: BaseException) -> str:
@@ -47,4 +56,7 @@ def _says_more(new: ir.Shape, old: ir.Shape | None) -> bool:
     """Whether `new` knows at least as many dimensions as `old` (inference can lose what a file declared)."""
     if old is None or len(old) != len(new):
         return True
-    return sum(isinstance(d, int) for d in new) >= sum(isinstance(d, int) for d in old)
+    pairs = list(zip(new, old, strict=True))
+    if any(isinstance(one, int) and isinstance(other, int) and one != other for one, other in pairs):
+        return True  # what a file declares of its intermediate values may be stale
+    return sum(isinstance(one, int) for one, _ in pairs) >= sum(isinstance(other, int) for _, other in pairs)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir.rewrite import Refused, Rewriter, Rule
-from joulec.ir.values import attribute, constant, input_at, static_shape
+from joulec.ir.values import attribute, constant, input_at, rank, static_shape
 from joulec.passes.base import Context, RulePass
 
 
@@ -30,6 +30,8 @@ class RemoveIdentity(Rule):
     )  # fmt: skip
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            return
         index = _unchanged_input(node, rewriter.module.opset)
         if index is None:
             return
@@ -47,6 +49,8 @@ def _swap_producer(node: ir.Node, kept: ir.Value, rewriter: Rewriter) -> None:
     """A graph output must keep its name, and `kept` cannot take it: at least make the node an Identity."""
     if node.op_type == "Identity":
         raise Refused("it gives a graph output its name")
+    if len(node.outputs) > 1:
+        raise Refused("it gives a graph output its name, and has outputs that Identity lacks")
     rewriter.drop_inputs(node, 1) if node.inputs[0] is kept else rewriter.set_input(node, 0, kept)
     if len(node.inputs) > 1:
         rewriter.drop_inputs(node, 1)
@@ -83,7 +87,14 @@ def _unchanged_input(node: ir.Node, opset: int) -> int | None:
             return 0 if _copies_shape(node) or _same_static_shape(node) else None
         case "Slice":
             return 0 if _same_static_shape(node) and _forward(node) else None
-        case _:  # Squeeze, Unsqueeze, Flatten, Expand: with the same shape they move nothing
+        case "Flatten":
+            two = rank(node.inputs[0]) == 2 and attribute(node, "axis", 1) in (1, -1)
+            return 0 if two or _same_static_shape(node) else None
+        case "Expand":
+            shape, dims = constant(input_at(node, 1)), rank(node.inputs[0])
+            ones = shape is not None and dims is not None and shape.size <= dims and bool(np.all(shape == 1))
+            return 0 if ones or _same_static_shape(node) else None
+        case _:  # Squeeze, Unsqueeze: with the same shape they move nothing
             return 0 if _same_static_shape(node) else None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from joulec.ir.evaluate import FOLDABLE, RELAYOUT, NotEvaluated, evaluate, relayout
+from joulec.ir.evaluate import FOLDABLE, RELAYOUT, Limits, NotEvaluated, evaluate, relayout
 from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts, reshape_target
 from joulec.ir.rewrite import Refused, Rewriter, Rule, apply_rules
@@ -25,15 +26,15 @@ MAX_ROUNDS = 8
 class FoldConstants(Pass):
     """Compute nodes whose inputs are constants, resolve known shapes, and inline an If whose condition is known."""
 
-    size_limit: int = option(MIB, "bytes that all folding together may add to the model")  # type: ignore[assignment]
+    size_limit: int = option(MIB, "bytes that all folding together may add to the model")
 
     def run(self, module: Module, context: Context) -> PassResult:
         """Fold until nothing changes; graphs, subgraphs and functions alike."""
         rewriter = Rewriter(module, self.pass_name())
-        budget = _Budget(self.size_limit)
+        budget, limits, opsets = _Budget(self.size_limit), Limits(), _opsets(module)
         for _ in range(MAX_ROUNDS):
             before = len(rewriter.rewrites)
-            apply_rules(rewriter, [LiftConstant(), Fold(module, budget), InlineIf()])
+            apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf()])
             infer_shapes(module)
             facts = ShapeFacts.of(module)
             apply_rules(rewriter, [FoldKnownShape(facts), ResolveReshape(facts)])
@@ -74,18 +75,21 @@ class Fold(Rule):
 
     ops = tuple(sorted(FOLDABLE))
 
-    def __init__(self, module: Module, budget: _Budget) -> None:
-        self._module, self._budget = module, budget
+    def __init__(self, module: Module, budget: _Budget, limits: Limits, opsets: Mapping[int, int]) -> None:
+        self._module, self._budget, self._limits, self._opsets = module, budget, limits, opsets
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         tensors = [None if value is None else constant_tensor(value) for value in node.inputs]
         if not tensors or any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
             return
-        if any(output.is_graph_output() for output in node.outputs) or any(a.is_ref() for a in node.attributes.values()):
+        if any(output.is_graph_output() for output in node.outputs) or any(
+            a.is_ref() for a in node.attributes.values()
+        ):
             return
         if any(t is not None and t.dtype == ir.DataType.STRING for t in tensors):
             raise Refused("it holds strings")
         arrays = [None if tensor is None else tensor.numpy() for tensor in tensors]
+        self._limits.bytes = self._budget.left + _dying(node)
         results = self._evaluate(node, arrays)
         growth = sum(r.nbytes for r in results if r is not None) - _dying(node)
         if not self._budget.spend(growth):
@@ -100,19 +104,31 @@ class Fold(Rule):
             rewriter.replace(output, rewriter.constant(tensor, output.name, at=node, mask=mask))
         rewriter.erase(node)
 
-    def _evaluate(self, node: ir.Node, arrays: list[Array | None]) -> list[Array]:
+    def _evaluate(self, node: ir.Node, arrays: list[Array | None]) -> list[Array | None]:
         try:
-            return evaluate(node, arrays, self._module.opset)
+            return evaluate(node, arrays, self._opset(node), self._limits)
         except NotEvaluated as reason:
             raise Refused(str(reason)) from reason
+
+    def _opset(self, node: ir.Node) -> int:
+        return self._opsets.get(id(node.graph), self._module.opset)
 
     def _mask(self, node: ir.Node, arrays: list[Array | None]) -> Array | None:
         masks = [self._module.masks.get(v.name or "") for v in node.inputs if v is not None and v.is_initializer()]
         if all(mask is None for mask in masks):
             return None
-        if masks[0] is None or (moved := relayout(node, masks[0], arrays, self._module.opset)) is None:
+        if masks[0] is None or (moved := relayout(node, masks[0], arrays, self._opset(node))) is None:
             raise Refused("it computes on a pruned weight, whose mask could not follow")
         return moved
+
+
+def _opsets(module: Module) -> dict[int, int]:
+    """The standard opset of every function body (each imports its own), by graph."""
+    found: dict[int, int] = {}
+    for function in module.model.functions.values():
+        version = function.opset_imports.get("", function.opset_imports.get("ai.onnx", module.opset))
+        found.update((id(graph), version) for graph in [function.graph, *function.graph.subgraphs()])
+    return found
 
 
 def _dying(node: ir.Node) -> int:
@@ -163,4 +179,3 @@ class ResolveReshape(Rule):
             raise Refused("more than one dimension of its shape is unknown")
         shape = rewriter.constant(np.array(target, np.int64), f"{node.name or 'reshape'}_shape", at=node)
         rewriter.set_input(node, 1, shape)
-

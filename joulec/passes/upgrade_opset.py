@@ -19,7 +19,7 @@ _ADAPTED = frozenset(op for op, _ in ADAPTERS)
 
 @dataclass(frozen=True)
 class UpgradeOpset(Pass):
-    """Raise the opset to the target's, or to `to`; never lower it. One node that cannot follow keeps the whole model."""
+    """Raise the opset to the target's, or to `to`; never lower it. One node that cannot follow stops it all."""
 
     to: int | None = option(None, "the opset to reach; the target's if left out")  # type: ignore[assignment]
 
