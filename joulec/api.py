@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from joulec import decisions as recording
 from joulec import describe
 from joulec.accuracy import FidelityJudge, Judge, MetricJudge
 from joulec.backends import Backend, artefact, backend
-from joulec.backends.base import write_json
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Compiler, Inputs, Orders, with_latency
 from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
@@ -27,7 +27,7 @@ from joulec.ir.runner import LocalRunner, Runner, SessionOptions
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context
-from joulec.passes.calibrate import ranges_to_json
+from joulec.passes.calibrate import to_json as ranges_to_json
 from joulec.passes.default import exact_passes
 from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.pipeline import Observer, Outcome, Pipeline
@@ -90,6 +90,11 @@ class _Request:
     custom_ops: tuple[Path, ...]
     trust_code: bool
 
+    def _code_files(self) -> list[Path]:
+        """Plugins and libraries that are files; entry points count by their packages' versions."""
+        named = [*(Path(plugin) for plugin in self.plugins), *self.custom_ops]
+        return [file for file in named if file.exists()]
+
     def key(self, target: str) -> str | None:
         """The content key, or None where the model is a live object whose content has no file."""
         if not isinstance(self.model, str | Path):
@@ -103,10 +108,10 @@ class _Request:
                 "model": [file_fingerprint(file) for file in _model_files(path)],
                 "data": None if self.data is None else data_fingerprint(self.data),
                 "metric": None if self.metric is None else load_metric(self.metric).source,
-                "orders": [passes, self.orders.sparsity, self.orders.int8, self.orders.max_drop, self.orders.budget_given],
+                "orders": [passes, *dataclasses.astuple(dataclasses.replace(self.orders, passes=None))],
                 "shapes": sorted((name, str(size)) for name, size in self.shapes.items()),
                 "options": [target, self.threads, self.seed, self.device, self.trust_code],
-                "code": [file_fingerprint(Path(file)) for file in (*self.plugins, *self.custom_ops) if Path(file).exists()],
+                "code": [file_fingerprint(file) for file in self._code_files()],
             }
         )
 
@@ -124,7 +129,7 @@ def optimize(
     target: str | Sequence[str] = "cpu",
     data: Any = None,
     metric: Any = None,
-    max_drop: float | None | _Unset = UNSET,
+    max_drop: float | _Unset | None = UNSET,
     passes: str | Sequence[joulec.Pass] | None = None,
     sparsity: float | None = None,
     int8: bool | None = None,
@@ -325,7 +330,8 @@ class _Build:
         judge = inputs.judge
         if judge is None or compiled.score is None:
             return None
-        feeds = "the metric's own data" if judge.name == "metric" else (inputs.feeds.description if inputs.feeds else "")
+        own = judge.name == "metric" or inputs.feeds is None
+        feeds = "the metric's own data" if own or inputs.feeds is None else inputs.feeds.description
         drop = judge.baseline - compiled.score
         return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, feeds)
 
@@ -336,7 +342,8 @@ class _Build:
             if compiled.module.masks:
                 artefact.write_arrays(folder / artefact.MASKS_FILE, compiled.module.masks)
             if compiled.module.ranges:
-                write_json(folder / artefact.CALIBRATION_FILE, ranges_to_json(compiled.module.ranges))
+                text = ranges_to_json(compiled.module.ranges)
+                (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")
             recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
             self.progress("checking the artefact", None)
             found = one.check(compiled.module, folder)
@@ -499,13 +506,14 @@ def verify(
         else load_feeds(data, first.inputs(), shapes=shape or {}, seed=seed)
     )
     with _runner(limits) as runner:
-        return Comparison(require_equal(first, second, runner, feeds), feeds.description)
+        return Comparison(require_equal(first, second, runner, list(feeds)), feeds.description)
 
 
 def _require_same_interface(first: Module, second: Module) -> None:
     ours, theirs = [v.name for v in first.inputs()], [v.name for v in second.inputs()]
     if ours != theirs:
-        raise InputError(f"the models take different inputs: {', '.join(map(str, ours))} and {', '.join(map(str, theirs))}")
+        one, other = (", ".join(map(str, names)) for names in (ours, theirs))
+        raise InputError(f"the models take different inputs: {one} and {other}")
     missing = [str(v.name) for v in first.graph.outputs if v.name not in {o.name for o in second.graph.outputs}]
     if missing:
         raise CheckError(f"the second model lacks output '{missing[0]}'")

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -252,10 +253,9 @@ def measure(
     """Time MODEL on this machine's CPU, in pairs with another model, with a 95 % interval."""
     limits = options.limits(memory_limit, time_limit)
     from joulec import api
-    from joulec.payoff import paired_json
     from joulec.report import terminal
 
-    found = paired_json(
+    found = asdict(
         api.measure(
             model, against, data, options.shapes(shape), limits=limits, trust_code=trust_code, threads=threads or 1,
             seconds=seconds, seed=seed or 0,

@@ -21,7 +21,7 @@ from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
 from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.quantize import Quantize
 from joulec.payoff import Paired, confirm_slower, time_pair
-from joulec.report.data import Decision
+from joulec.report.data import Decision, Latency
 
 DEFAULT_MAX_DROP = 0.01
 """The accuracy budget in absolute points when the user orders nothing."""
@@ -139,7 +139,7 @@ class Compiler:
         self._steps: list[tuple[Step, str | None]] = []
         self._choices: list[Decision] = []
         self._excluded: list[str] = []
-        self._latency: Paired | None = None
+        self._int8: str | None = None
         module = self._ordered() if self.orders.passes is not None else self._chosen()
         score = self._within_budget(module)
         recorded = self.recorded or Decisions(
@@ -235,7 +235,6 @@ class Compiler:
     # -- INT8: faster than float, within the budget --------------------------------------------------------------
 
     def _quantized(self, floating: Module) -> Module:
-        self._int8: str | None = None
         refusal = self._why_not_int8()
         if refusal is not None:
             self._choices.append(decision_of("INT8", False, self.orders.int8 is not None, refusal))
@@ -370,9 +369,15 @@ def _why_unchanged(outcome: Outcome) -> str:
 
 def with_latency(decisions: Decisions, paired: Paired | None) -> Decisions:
     """The decisions with the measurement of the whole build."""
-    from joulec.report.data import Latency
-
     if paired is None:
         return decisions
-    numbers = [round(x, 6) for x in (paired.base_ms, paired.candidate_ms, paired.ratio, paired.low, paired.high)]
-    return replace(decisions, latency=Latency(*numbers, paired.rounds, paired.threads))
+    latency = Latency(
+        before_ms=round(paired.base_ms, 6),
+        after_ms=round(paired.candidate_ms, 6),
+        ratio=round(paired.ratio, 4),
+        low=round(paired.low, 4),
+        high=round(paired.high, 4),
+        rounds=paired.rounds,
+        threads=paired.threads,
+    )
+    return replace(decisions, latency=latency)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("joulec", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tf2onnx", "keras", "torch")
+PACKAGES = tuple("joulec numpy onnx onnx-ir onnxruntime onnxruntime-gpu tensorflow tf2onnx keras torch".split())
 
 
 def content_key(parts: Mapping[str, Any]) -> str:

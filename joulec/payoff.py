@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -120,14 +120,8 @@ def confirm_slower(
     return time_pair(runner, base, candidate, feed, options, 3 * seconds) if first.slower else first
 
 
+
 def paired_json(paired: Paired) -> dict[str, Any]:
     """The numbers as a JSON object, rounded to what they mean."""
-    return {
-        "ratio": round(paired.ratio, 4),
-        "low": round(paired.low, 4),
-        "high": round(paired.high, 4),
-        "base_ms": round(paired.base_ms, 6),
-        "candidate_ms": round(paired.candidate_ms, 6),
-        "rounds": paired.rounds,
-        "threads": paired.threads,
-    }
+    digits = {"ratio": 4, "low": 4, "high": 4, "base_ms": 6, "candidate_ms": 6}
+    return {name: round(value, digits.get(name, 0)) for name, value in asdict(paired).items()}

@@ -38,7 +38,7 @@ def replacing(directory: Path) -> Iterator[Path]:
     Raises:
         InputError: `directory` exists and is neither empty nor an artefact, or cannot be written.
     """
-    destination = Path(os.path.abspath(directory))
+    destination = Path(directory).absolute()
     _require_replaceable(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,8 @@ def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> An
     providers = [(settings.provider, dict(settings.provider_options))]
     session = open_session(str(folder / MODEL_FILE), chosen, providers)
     if session.get_providers()[0] != settings.provider:
-        raise UnavailableError(f"{folder}: asked for {settings.provider}, ONNX Runtime gave {session.get_providers()[0]}")
+        given = session.get_providers()[0]
+        raise UnavailableError(f"{folder}: asked for {settings.provider}, ONNX Runtime gave {given}")
     return session
 
 

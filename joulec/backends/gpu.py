@@ -50,9 +50,8 @@ class TensorRtBackend(GpuBackend):
 
     def settings(self, threads: int) -> SessionSettings:
         """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""
-        return SessionSettings(
-            "TensorrtExecutionProvider", {"trt_builder_optimization_level": "3"}, threads, {}, ("WeightBiasQuantization",)
-        )
+        options = {"trt_builder_optimization_level": "3"}
+        return SessionSettings(self.target.provider, options, threads, {}, ("WeightBiasQuantization",))
 
     def describe(self) -> str:
         return "float32, or INT8 (s8 symmetric, float bias) when ordered with --int8"

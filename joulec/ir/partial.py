@@ -132,17 +132,20 @@ def _slice(node: ir.Node, facts: ShapeFacts) -> Known | None:
     known = facts.get(node.inputs[0])
     if known is None or known.rank != 1:
         return None
+    bounds = _slice_bounds(node)
+    if bounds is None or any(part is None or part.size != 1 for part in bounds):
+        return None
+    start, end, step = (int(part.ravel()[0]) for part in bounds if part is not None)
+    return Known(1, known.elements[start:end:step]) if step > 0 else None
+
+
+def _slice_bounds(node: ir.Node) -> tuple[Array | None, Array | None, Array | None] | None:
+    """Starts, ends and steps of a Slice, from attributes or inputs."""
+    one = np.ones(1, np.int64)
     if len(node.inputs) == 1:
-        starts, ends = attribute(node, "starts"), attribute(node, "ends")
-        steps: Array | None = np.ones(1, np.int64)
-    else:
-        starts, ends = constant(node.inputs[1]), constant(node.inputs[2])
-        steps = constant(input_at(node, 4)) if input_at(node, 4) is not None else np.ones(1, np.int64)
-    if starts is None or ends is None or steps is None or len(starts) != 1:
-        return None
-    if int(steps[0]) <= 0:
-        return None
-    return Known(1, known.elements[int(starts[0]) : int(ends[0]) : int(steps[0])])
+        return np.asarray(attribute(node, "starts")), np.asarray(attribute(node, "ends")), one
+    steps = input_at(node, 4)
+    return constant(node.inputs[1]), constant(node.inputs[2]), one if steps is None else constant(steps)
 
 
 def _squeeze(node: ir.Node, facts: ShapeFacts) -> Known | None:

@@ -7,7 +7,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module
@@ -41,7 +41,7 @@ class Context:
         target: the execution provider compiled for.
         feeds: calibration data, or None where the user gave none.
         probes: a few feeds (the user's or synthetic) on which exact passes must keep the outputs.
-        bindings: the size of each symbolic dimension, for pricing.
+        bindings: sizes of symbolic dimensions, by symbol or whole shapes by input name, for pricing.
         runner: runs models (in a child process from the command line), or None where running is not wanted.
         energy: prices nodes, or None.
         progress: called as `progress(message, fraction)` by long passes; fraction is 0..1 or None.
@@ -50,7 +50,7 @@ class Context:
     target: Target
     feeds: Feeds | None = None
     probes: Sequence[Feed] = ()
-    bindings: Mapping[str, int] = field(default_factory=dict)
+    bindings: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     runner: Runner | None = None
     energy: EnergyModel | None = None
     progress: Callable[[str, float | None], None] = _silent
@@ -127,6 +127,6 @@ class RulePass(Pass):
         return PassResult.of(rewriter)
 
 
-def option(default: object, help: str) -> object:
+def option(default: Any, help: str) -> Any:
     """A pass option: its default and the line that `joulec passes` shows for it."""
     return dataclasses.field(default=default, metadata={"help": help})

@@ -20,7 +20,8 @@ from joulec.ir.values import Array, bound_shape
 from joulec.passes._precision import not_quantizable
 from joulec.passes._ranges import Histogram, Observed
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
-from joulec.passes.blocks import survey
+from joulec.passes.blocks import Block, survey
+from joulec.passes.regions import islands
 
 RUN_BYTES = 256 << 20
 """Activations fetched by one run, at most; a model with more is run several times over the data."""
@@ -113,11 +114,21 @@ def wanted(module: Module, context: Context) -> list[ir.Value]:
     scheme = context.target.quantization
     if scheme is None:
         return []
+    blocks = islands(survey(module, scheme, context.target.name).blocks, scheme).kept
+    read = {id(value) for block in blocks for value in block.inputs}
     found: dict[int, ir.Value] = {}
-    for block in survey(module, scheme, context.target.name).blocks:
-        for value in (*block.inputs, block.output):
+    for block in blocks:
+        made = [block.output] if scheme.quantize_outputs and _needs_range(block, read) else []
+        for value in (*block.inputs, *made):
             found.setdefault(id(value), value)
     return [value for value in found.values() if value.name]
+
+
+def _needs_range(block: Block, read: set[int]) -> bool:
+    """Whether the result of `block` becomes integers with a scale of their own."""
+    if block.kind in ("movement", "rescale"):
+        return False
+    return id(block.output) in read or not block.may_end_in_float
 
 
 def bindings_of(module: Module, feed: Feed) -> dict[str, int]:

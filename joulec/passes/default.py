@@ -20,6 +20,7 @@ def exact_passes() -> list[Pass]:
         EliminateIdentity(),
         EliminateCommonSubexpressions(),
         FuseTranspose(),
+        EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
         FusePad(),
         FuseAffine(),
         FuseGemm(),

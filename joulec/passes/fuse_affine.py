@@ -16,7 +16,7 @@ from joulec.passes.base import Context, RulePass
 
 @dataclass(frozen=True)
 class FuseAffine(RulePass):
-    """Fold BatchNormalization and Mul, Div, Add, Sub by constants into the weights of Conv, ConvTranspose, Gemm, MatMul."""
+    """Fold BatchNormalization and Mul, Div, Add, Sub by constants into Conv, ConvTranspose, Gemm and MatMul weights."""
 
     def rules(self, context: Context) -> list[Rule]:
         """Behind the linear operator first; what then still stands before one is tried after that."""
@@ -263,7 +263,7 @@ class ScaleBefore(Rule):
         if linear is None or (node.op_type == "Gemm" and attribute(node, "transA", 0)):
             return
         flows = next((v for v in source.inputs if v is not None and constant_tensor(v) is None), None)
-        if flows is None or _is_linear(flows.producer()) and sole_consumer(flows) is source:
+        if flows is None or (_is_linear(flows.producer()) and sole_consumer(flows) is source):
             return  # AffineBehind takes it
         affine = affine_of(source, flows, linear.channel_axis)
         if affine is None:
@@ -291,8 +291,9 @@ def _before(linear: Linear, affine: Affine) -> tuple[Array, Array | None]:
     if groups == 1:
         scale, shift = whole.scale.reshape(shape), whole.shift.reshape(shape)
     else:
-        spread = [np.repeat(v.reshape(groups, -1), numbers.shape[0] // groups, axis=0) for v in (whole.scale, whole.shift)]
-        scale, shift = (v.reshape(*v.shape, *[1] * (numbers.ndim - 2)) for v in spread)
+        repeats, tail = numbers.shape[0] // groups, [1] * (numbers.ndim - 2)
+        spread = [np.repeat(v.reshape(groups, -1), repeats, axis=0) for v in (whole.scale, whole.shift)]
+        scale, shift = (v.reshape(*v.shape, *tail) for v in spread)
     if not affine.shifts:
         return numbers * scale, None
     if node.op_type == "MatMul":

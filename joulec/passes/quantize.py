@@ -92,15 +92,16 @@ class Quantize(Pass):
         rule = self.pass_name()
         for node, reason in seen.refused:
             rewriter.refuse(rule, node, reason)
+        near = islands(seen.blocks, scheme)
         ready: list[Block] = []
-        for block in seen.blocks:
+        for block in near.kept:
             problem = _uncalibrated(block, module.ranges, scheme)
             if problem is None:
                 ready.append(block)
             else:
                 rewriter.refuse(rule, block.node, problem)
         chosen = islands(ready, scheme)
-        for block, reason in chosen.dropped:
+        for block, reason in (*near.dropped, *chosen.dropped):
             rewriter.refuse(rule, block.node, reason)
         return chosen
 
@@ -115,9 +116,9 @@ class Quantize(Pass):
 
 
 def _uncalibrated(block: Block, ranges: dict[str, Range], scheme: QuantizationScheme) -> str | None:
-    """Why the ranges do not allow `block`, or None. Its output counts only where it may be asked for."""
+    """Why the ranges do not allow `block`, or None. A result that stays float, or shares a scale, needs none."""
     values = block.inputs
-    if scheme.quantize_outputs and block.kind != "movement":
+    if scheme.quantize_outputs and block.kind in ("compute", "arithmetic") and not block.may_end_in_float:
         values = (*values, block.output)
     for value in values:
         seen = ranges.get(value.name or "")

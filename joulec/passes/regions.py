@@ -40,12 +40,17 @@ def _inputs_only(blocks: Sequence[Block]) -> list[Block]:
     order = {id(block.output): index for index, block in enumerate(blocks) if block.kind == "compute"}
     kept: list[Block] = []
     for block in blocks:
-        if block.kind == "compute":
+        if block.kind == "compute" or _reads_skip(block):
             kept.append(block)
         elif block.node.op_type == "Add" and len(block.operands) == 2 and any(id(v) in order for v in block.inputs):
             main = max(block.operands, key=lambda index: order.get(id(block.node.inputs[index]), -1))
             kept.append(replace(block, operands=tuple(index for index in block.operands if index != main)))
     return kept
+
+
+def _reads_skip(block: Block) -> bool:
+    """Whether `block` is a residual Add that was reduced to its skip input before."""
+    return block.node.op_type == "Add" and len(block.operands) == 1 and not block.constants
 
 
 class _Support:

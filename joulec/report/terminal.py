@@ -211,7 +211,7 @@ def comparison(out: Console, found: Mapping[str, Any]) -> None:
 
 
 def timing(out: Console, model: str, against: str | None, found: Mapping[str, Any]) -> None:
-    """`measure`: paired times; `found` is `paired_json`."""
+    """`measure`: paired times; `found` holds the fields of `joulec.payoff.Paired`."""
     base = "itself, which shows the noise of this machine" if against is None else units.safe(against, 400)
     table = _grid("", ">median")
     table.add_row(units.safe(model, 400), units.milliseconds(found["candidate_ms"]))

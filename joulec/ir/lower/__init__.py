@@ -102,4 +102,5 @@ def _from_object(source: Any, example_inputs: Any) -> Lowered:
         from joulec.ir.lower.tensorflow import from_live as from_tensorflow
 
         return from_tensorflow(source)
-    raise InputError(f"cannot lower a {type(source).__module__}.{type(source).__qualname__}; give a path or a live model")
+    name = f"{type(source).__module__}.{type(source).__qualname__}"
+    raise InputError(f"cannot lower a {name}; give a path or a live model")

@@ -32,10 +32,7 @@ def inspect(path: Path, kind: str, trust_code: bool) -> None:
     Raises:
         InputError: the first thing that is refused, and how it can be allowed.
     """
-    if kind == "keras":
-        config = _inspect_archive(path)
-    else:
-        config = _inspect_hdf5(path.open("rb"), str(path))
+    config = _inspect_archive(path) if kind == "keras" else _inspect_hdf5(path, str(path))
     if config is not None and not trust_code:
         _refuse_code(config, path)
 
@@ -63,7 +60,7 @@ def _json(data: bytes | str, where: str) -> Any:
 
 
 def _inspect_hdf5(stream: Any, where: str) -> Any:
-    """Walk all links without following those that leave the file; returns the model's configuration, if it holds one."""
+    """Walk all links without following those that leave the file; returns the model's configuration, if any."""
     try:
         import h5py
     except ImportError:
@@ -104,7 +101,8 @@ def _refuse_code(config: Any, path: Path) -> None:
             if isinstance(name, str) and name in CODE:
                 layer = item.get("config")
                 label = layer.get("name") if isinstance(layer, dict) else None
-                raise InputError(f"{path}: layer '{label or name}' is a {name}, which carries code; --trust-code allows it")
+                said = f"{path}: layer '{label or name}' is a {name}, which carries code"
+                raise InputError(f"{said}; --trust-code allows it")
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)

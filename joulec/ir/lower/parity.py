@@ -49,7 +49,10 @@ class Parity:
         return cls(dict(data["outputs"]), int(data["feeds"]), data.get("note"))
 
 
-def check(module: Module, source: Callable[[dict[str, Array]], Mapping[str, Array]], *, quantized: bool = False) -> Parity:
+Outputs = Mapping[str, Array]
+
+
+def check(module: Module, source: Callable[[dict[str, Array]], Outputs], *, quantized: bool = False) -> Parity:
     """Run both on the same seeded inputs, batch 1 and batch 2 where the batch is symbolic.
 
     Args:
@@ -72,7 +75,7 @@ def check(module: Module, source: Callable[[dict[str, Array]], Mapping[str, Arra
     return Parity(worst, 2 if _symbolic(module) else 1)
 
 
-def _compare(lowered: Mapping[str, Array], source: Mapping[str, Array], worst: dict[str, float], quantized: bool) -> None:
+def _compare(lowered: Outputs, source: Outputs, worst: dict[str, float], quantized: bool) -> None:
     for name, found in lowered.items():
         expected = np.asarray(source[name])
         if expected.shape != found.shape:

@@ -16,12 +16,19 @@ SIGNATURE = "serving_default"
 
 CODE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunc"})
 FILES = frozenset(
-    "ReadFile WriteFile MatchingFiles WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 TFRecordReader "
-    "TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 TextLineDataset TFRecordDataset "
-    "FixedLengthRecordDataset FixedLengthRecordDatasetV2 Save SaveSlices Restore RestoreSlice LoadDataset SaveDataset "
-    "DebugIdentityV2 DumpTensor LookupTableExport InitializeTableFromTextFile InitializeTableFromTextFileV2".split()
+    (
+    "ReadFile WriteFile MatchingFiles WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 "
+    "TFRecordReader TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 TextLineDataset "
+    "TFRecordDataset FixedLengthRecordDataset FixedLengthRecordDatasetV2 Save SaveSlices Restore RestoreSlice "
+    "LoadDataset SaveDataset DebugIdentityV2 DumpTensor LookupTableExport InitializeTableFromTextFile "
+    "InitializeTableFromTextFileV2"
+).split()
 )
-NETWORK = frozenset("RpcCall RpcClient RpcServer TryRpc DataServiceDataset DataServiceDatasetV2 BigtableClient".split())
+NETWORK = frozenset(
+    (
+        "RpcCall RpcClient RpcServer TryRpc DataServiceDataset DataServiceDatasetV2 BigtableClient"
+    ).split()
+)
 SAVER = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
 """Written into every SavedModel, in functions of this purpose only."""
 

@@ -158,7 +158,6 @@ def _keywords(concrete: Any, flat: Sequence[Any]) -> dict[str, Any]:
 
 
 def _convert(concrete: Any) -> onnx.ModelProto:
-    import tf2onnx
     from tf2onnx import tf_loader, tfonnx
 
     tf = tensorflow()
@@ -171,7 +170,8 @@ def _convert(concrete: Any) -> onnx.ModelProto:
             tf.import_graph_def(frozen, name="")
             with tf_loader.tf_session(graph=graph):
                 found = tfonnx.process_tf_graph(graph, opset=LOWERED_OPSET, input_names=inputs, output_names=outputs)
-        return found.make_model("lowered by tf2onnx")
+        proto: onnx.ModelProto = found.make_model("lowered by tf2onnx")
+        return proto
     except Exception as error:
         raise InputError(f"tf2onnx cannot convert the model: {first_line(error)}") from error
 

@@ -12,6 +12,7 @@ from joulec.errors import InputError
 from joulec.ir.lower.tensorflow import LOWERED_OPSET, tensorflow
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_file import read
+from joulec.ir.precision import precision_of
 from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 
@@ -42,6 +43,4 @@ def from_flatbuffer(path: Path) -> tuple[Module, Callable[[dict[str, Array]], Ma
         interpreter.invoke()
         return {n: np.asarray(interpreter.get_tensor(r["index"])) for n, r in zip(names, results, strict=True)}
 
-    quantized = any(np.dtype(detail["dtype"]).kind in "iu" for detail in interpreter.get_tensor_details()[:0] or results)
-    quantized = quantized or any(node.op_type == "QuantizeLinear" for node in module.graph)
-    return module, run, quantized
+    return module, run, precision_of(module) == "quantized"
