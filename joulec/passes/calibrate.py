@@ -14,10 +14,10 @@ import onnx_ir as ir
 from joulec.errors import InputError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module, Range
+from joulec.ir.precision import precision_of
 from joulec.ir.rewrite import Refusal
 from joulec.ir.runner import Runner
 from joulec.ir.values import Array, bound_shape
-from joulec.passes._precision import not_quantizable
 from joulec.passes._ranges import Histogram, Observed
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.blocks import Block, survey
@@ -25,6 +25,8 @@ from joulec.passes.regions import islands
 
 RUN_BYTES = 256 << 20
 """Activations fetched by one run, at most; a model with more is run several times over the data."""
+
+HALF = frozenset({"float16", "bfloat16"})
 
 UNKNOWN_BYTES = 4 << 20
 """What an activation of unknown shape is taken to need."""
@@ -107,6 +109,14 @@ def _nothing_to_do(module: Module, context: Context) -> str | None:
     if context.runner is None:
         return "no calibration: nothing to run the model with (install joulec[cpu])"
     return not_quantizable(module)
+
+
+def not_quantizable(module: Module) -> str | None:
+    """Why a model must stay as it is: nothing is quantized twice, and half precision is another form altogether."""
+    precision = precision_of(module)
+    if precision == "quantized":
+        return "the model is quantized already: never quantized twice"
+    return f"the model computes in half precision ({precision}): not quantized" if precision in HALF else None
 
 
 def wanted(module: Module, context: Context) -> list[ir.Value]:

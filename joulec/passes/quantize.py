@@ -15,7 +15,6 @@ from joulec.ir import walk
 from joulec.ir.module import Module, Range
 from joulec.ir.rewrite import Rewriter, sources_of
 from joulec.ir.values import Array, constant, constant_tensor, rank, sole_consumer
-from joulec.passes._precision import not_quantizable
 from joulec.passes._qdq import (
     WIDEST,
     Bounds,
@@ -29,6 +28,7 @@ from joulec.passes._qdq import (
 )
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.blocks import Block, Survey, channel_axis, channels, rescaling, survey
+from joulec.passes.calibrate import not_quantizable
 from joulec.passes.regions import Islands, islands
 from joulec.passes.target import QuantizationScheme, Target
 
@@ -69,10 +69,12 @@ class Quantize(Pass):
         return PassResult.of(rewriter, self._notes(chosen, seen, reduced))
 
     def _nothing_to_do(self, module: Module) -> str | None:
+        if (reason := not_quantizable(module)) is not None:
+            return reason
         needed = 13 if self.weights == "channel" else 10
         if module.opset < needed:
             return f"opset {module.opset} cannot express it, {needed} can (upgrade-opset comes first)"
-        return not_quantizable(module)
+        return None
 
     def _veto(self, node: ir.Node, scheme: QuantizationScheme) -> str | None:
         names = (node.name or "", node.op_type, *sources_of(node))

@@ -30,7 +30,7 @@ def cnn() -> Module:
 def test_ranges_are_the_extremes_of_the_data(cnn: Module) -> None:
     data = kit.feeds(**X)
     result = Calibrate().run(cnn, kit.context(data))
-    assert list(cnn.ranges) == ["x", "r1", "p1", "k2", "c3", "r3", "g", "f", "h"]
+    assert list(cnn.ranges) == ["x", "r1", "p1", "k2", "c3", "r3", "g", "f"]
     assert cnn.ranges["x"] == Range(float(min(f["x"].min() for f in data)), float(max(f["x"].max() for f in data)))
     assert cnn.ranges["r1"].low == 0 and cnn.ranges["k2"].low >= 0 and cnn.ranges["k2"].high <= 6
     assert "c1" not in cnn.ranges, "the Conv in front of a Relu is inside its kernel"
@@ -103,10 +103,8 @@ def test_nan_and_inf_are_named_and_their_neighbours_stay_float() -> None:
         "g (float[1,4] x) => (float[1,4] y) { h = MatMul(x, w) l = Log(h) y = MatMul(l, w) }", kit.random(w=(4, 4))
     )
     result = Calibrate().run(module, kit.context(kit.feeds(x=(1, 4))))
-    assert [r.reason for r in result.refusals] == [
-        f"'{name}' becomes NaN or Inf on the calibration data" for name in ("l", "y")
-    ]
-    assert list(module.ranges) == ["x", "h"]
+    assert [r.reason for r in result.refusals] == ["'l' becomes NaN or Inf on the calibration data"]
+    assert list(module.ranges) == ["x"]
     made, refused = kit.quantized(module, kit.feeds(x=(1, 4)))
     assert kit.reasons(refused)["matmul2"] == "'l' is not calibrated"
     assert kit.ops(made)["QuantizeLinear"] == 1
