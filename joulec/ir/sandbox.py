@@ -54,7 +54,8 @@ def start_child(module: str, *arguments: str, limits: Limits, **popen: Any) -> s
     environment.pop(MEMORY_VARIABLE, None)
     if limits.memory_bytes is not None:
         environment[MEMORY_VARIABLE] = str(limits.memory_bytes)
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, **popen)
+    # -P: the current folder, which may hold an untrusted model, is no place to import from.
+    return subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environment, **popen)
 
 
 def apply_limits_from_environment() -> None:
@@ -64,7 +65,7 @@ def apply_limits_from_environment() -> None:
     if wanted is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = int(wanted) if hard == resource.RLIM_INFINITY else min(int(wanted), hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # the hard limit too: it cannot be raised again
 
 
 def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, what: str) -> dict[str, Any]:

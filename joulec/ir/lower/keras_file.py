@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import json
+import stat
 import zipfile
 from collections import deque
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from joulec.errors import InputError, missing_extra
@@ -18,6 +20,21 @@ MAX_RATIO = 200
 """A zip member may expand to this many times its stored size (weights hardly compress at all)."""
 
 MAX_MEMBER = 8 << 30
+MAX_TOTAL = 32 << 30
+"""Bytes that all members, or all datasets, may take together."""
+
+FREE_BYTES = 64 << 20
+"""HDF5 datasets may declare this much beyond `MAX_RATIO` times the file."""
+
+HOMES = frozenset(
+    {
+        "activations", "applications", "backend", "constraints", "dtype_policies", "engine", "initializers", "layers",
+        "legacy", "losses", "metrics", "models", "ops", "optimizers", "quantizers", "random", "regularizers",
+    }
+)  # fmt: skip
+"""Rooms of Keras that hold layers and their like. Elsewhere (`keras.utils.get_file`) are functions that act."""
+
+FUNCTION_HOMES = frozenset({"activations", "constraints", "initializers", "losses", "metrics", "regularizers"})
 MAX_CONFIG = 256 << 20
 
 
@@ -38,10 +55,21 @@ def inspect(path: Path, kind: str, trust_code: bool) -> None:
 
 
 def _inspect_archive(path: Path) -> Any:
+    try:
+        return _inspect_members(path)
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"{path}: a damaged Keras file ({error})") from error
+
+
+def _inspect_members(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_TOTAL:
+            raise InputError(f"{path}: expands to more than {MAX_TOTAL >> 30} GiB; refused")
         for member in archive.infolist():
             name = PurePosixPath(member.filename)
-            if name.is_absolute() or ".." in name.parts:
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise InputError(f"{path}: member '{member.filename}' is a symbolic link; refused")
+            if name.is_absolute() or ".." in PureWindowsPath(member.filename).parts:
                 raise InputError(f"{path}: member '{member.filename}' leads outside the archive")
             if member.file_size > MAX_MEMBER or member.file_size > MAX_RATIO * max(member.compress_size, 1024):
                 raise InputError(f"{path}: member '{member.filename}' expands to {member.file_size} bytes; refused")
@@ -67,18 +95,28 @@ def _inspect_hdf5(stream: Any, where: str) -> Any:
         raise missing_extra("h5py", "tensorflow", "reading HDF5") from None
     try:
         with h5py.File(stream, "r") as file:
-            groups = deque([file])
+            groups, seen, size = deque([file]), set[int](), 0
             while groups:
                 group = groups.popleft()
-                groups.extend(_inspect_group(group, h5py, where))
+                address = h5py.h5o.get_info(group.id).addr
+                if address in seen:  # hard links may form cycles
+                    continue
+                seen.add(address)
+                inner, found = _inspect_group(group, h5py, where)
+                groups.extend(inner)
+                size += found
+            stored = file.id.get_filesize()
+            if size > min(MAX_RATIO * stored + FREE_BYTES, MAX_TOTAL):
+                raise InputError(f"{where}: its datasets declare {size} bytes in a file of {stored}; refused")
             config = file.attrs.get("model_config")
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"{where}: a damaged HDF5 file ({error})") from error
     return None if config is None else _json(config, f"{where}: model_config")
 
 
-def _inspect_group(group: Any, h5py: Any, where: str) -> list[Any]:
-    inner = []
+def _inspect_group(group: Any, h5py: Any, where: str) -> tuple[list[Any], int]:
+    """The groups directly inside, and the bytes that the datasets inside declare."""
+    inner, size = [], 0
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -86,9 +124,13 @@ def _inspect_group(group: Any, h5py: Any, where: str) -> list[Any]:
         item = group[name]
         if isinstance(item, h5py.Group):
             inner.append(item)
-        elif item.external or item.is_virtual:
+            continue
+        if not isinstance(item, h5py.Dataset):
+            continue
+        if item.external or item.is_virtual:
             raise InputError(f"{where}: dataset '{item.name}' is stored outside the file; refused")
-    return inner
+        size += int(item.nbytes)
+    return inner, size
 
 
 def _refuse_code(config: Any, path: Path) -> None:
@@ -103,6 +145,34 @@ def _refuse_code(config: Any, path: Path) -> None:
                 label = layer.get("name") if isinstance(layer, dict) else None
                 said = f"{path}: layer '{label or name}' is a {name}, which carries code"
                 raise InputError(f"{said}; --trust-code allows it")
+            _refuse_foreign(item, path)
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
+
+
+def _refuse_foreign(item: dict[str, Any], path: Path) -> None:
+    """Keras imports the modules that a configuration names, and opens the vocabulary files: only its own, and none."""
+    if "__lambda__" in item:
+        raise InputError(f"{path}: a lambda in the configuration carries code; --trust-code allows it")
+    if isinstance(item.get("vocabulary"), str):
+        raise InputError(f"{path}: a layer reads the file '{item['vocabulary']}'; --trust-code allows it")
+    name, module = item.get("class_name"), item.get("module")
+    if not isinstance(name, str) or "config" not in item:
+        return
+    if name == "function":
+        harmless = module in (None, "builtins") and not hasattr(builtins, str(item["config"]))
+        if not harmless and not _at_home(module, FUNCTION_HOMES):
+            raise InputError(f"{path}: custom function '{item['config']}' ({module}): lower the live model from Python")
+    elif module is not None and not _at_home(module, HOMES):
+        raise InputError(f"{path}: custom class '{name}' ({module}): lower the live model from Python")
+    elif module is None and ">" in f"{name}{item.get('registered_name') or ''}":
+        raise InputError(f"{path}: custom class '{name}': lower the live model from Python")
+
+
+def _at_home(module: Any, homes: frozenset[str]) -> bool:
+    parts = str(module).split(".")
+    if parts[0] != "keras":
+        return False
+    inner = parts[2:] if parts[1:2] == ["src"] else parts[1:]
+    return not inner or inner[0] in homes
