@@ -114,7 +114,7 @@ def _maybe(value: float | None) -> str:
 
 
 def _steps(steps: Sequence[StepReport]) -> Table:
-    table = _grid("pass", "outcome", ">rewrites", ">refused", ">nodes", ">energy")
+    table = _grid("pass", "outcome", ">made", ">refused", ">nodes", ">energy")
     for step in steps:
         became = "" if step.nodes_before == step.nodes_after else f"→{step.nodes_after}"
         table.add_row(
@@ -245,7 +245,8 @@ def pass_help(out: Console, name: str, fidelity: str, text: str, options: Sequen
         table.add_row(*row)
     out.print(table)
     option, _, default, _ = options[0]
-    out.print(f"\nexample: --passes '{name}{{{option}={default}}}'")
+    example = "VALUE" if default in ("none", '""') else default
+    out.print(f"\nexample: --passes '{name}{{{option}={example}}}'")
 
 
 def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
