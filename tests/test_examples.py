@@ -128,7 +128,7 @@ def test_the_summary_reads_a_report(tmp_path, capsys):
         "Conv 3 uJ -> 2 uJ",
         "Transpose 1 nJ -> -",
         "1 of 2 changed something",
-        "fold-constants: 3 rewrites, nodes 20 -> 17, energy 4 uJ -> 3 uJ (applied)",
+        "fold-constants (applied): rewrites 3, nodes 20 -> 17, energy 4 uJ -> 3 uJ",
         "dropped INT8: slower: 0.73 times as fast",
         f"report     {tmp_path / 'report.html'}",
     ):

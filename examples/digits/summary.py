@@ -59,7 +59,7 @@ def _passes(steps: list[dict[str, Any]]) -> list[str]:
         if step["rewrites"]:
             nodes = f"nodes {step['nodes_before']} -> {step['nodes_after']}"
             joules = f"energy {_joules(step['joules_before'])} -> {_joules(step['joules_after'])}"
-            rows.append(f"{step['spelling']}: {step['rewrites']} rewrites, {nodes}, {joules} ({step['status']})")
+            rows.append(f"{step['spelling']} ({step['status']}): rewrites {step['rewrites']}, {nodes}, {joules}")
     return [_block("passes", f"{len(rows)} of {len(steps)} changed something", rows)]
 
 
