@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from joulec.energy import EnergyModel, Estimate
     from joulec.errors import BudgetError, CheckError, InputError, JoulecError, UnavailableError
     from joulec.ir.module import Module
-    from joulec.ir.rewrite import Refused, Rewriter, Rule
+    from joulec.ir.rewrite import Refused, Rewriter
+    from joulec.ir.rules import Rule
     from joulec.passes.base import Context, Fidelity, Pass, PassResult, RulePass, option
     from joulec.passes.pipeline import Observer, Outcome, Pipeline
 
@@ -26,7 +27,8 @@ _HOMES = {
     "joulec.energy": ("EnergyModel", "Estimate"),
     "joulec.errors": ("BudgetError", "CheckError", "InputError", "JoulecError", "UnavailableError"),
     "joulec.ir.module": ("Module",),
-    "joulec.ir.rewrite": ("Refused", "Rewriter", "Rule"),
+    "joulec.ir.rewrite": ("Refused", "Rewriter"),
+    "joulec.ir.rules": ("Rule",),
     "joulec.passes.base": ("Context", "Fidelity", "Pass", "PassResult", "RulePass", "option"),
     "joulec.passes.pipeline": ("Observer", "Outcome", "Pipeline"),
 }

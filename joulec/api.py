@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joulec
-from joulec import decisions as recording
 from joulec import describe
-from joulec.accuracy import FidelityJudge, Judge, MetricJudge
 from joulec.backends import Backend, artefact, backend
-from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Compiler, Inputs, Orders, with_latency
-from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
+from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for
+from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
+from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, load_profile
-from joulec.energy.bind import bind
-from joulec.errors import CheckError, InputError, UnavailableError
-from joulec.ir.feeds import Feed
-from joulec.ir.lower import Lowered, lower
+from joulec.errors import CheckError, InputError
+from joulec.ir.lower import lower
 from joulec.ir.module import Module, inline_proto
-from joulec.ir.runner import LocalRunner, Runner, SessionOptions
-from joulec.key import content_key, file_fingerprint
+from joulec.ir.runner import Runner, SessionOptions
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context
-from joulec.passes.calibrate import to_json as ranges_to_json
 from joulec.passes.default import exact_passes
 from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.pipeline import Observer, Outcome, Pipeline
 from joulec.passes.target import Target
 from joulec.payoff import Paired, time_pair
-from joulec.report.data import Accuracy, Report
-from joulec.report.html import render
+from joulec.report.data import Report
 
 if TYPE_CHECKING:
     import onnx
 
     from joulec.ir.sandbox import Limits
-
-Shapes = Mapping[str, int | tuple[int, ...]]
-Progress = Callable[[str, float | None], None]
-
-PROBES = 2
-"""Feeds on which exact passes are compared with the module before them."""
-
 
 class _Unset:
     """The default of `max_drop`: a budget that the user did not choose."""
@@ -72,55 +58,6 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The reports as JSON, by target."""
         return {"targets": {name: report.to_json() for name, report in self.reports.items()}}
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Everything `optimize` was asked, in one value that can be fingerprinted."""
-
-    model: Any
-    data: Any
-    metric: Any
-    orders: Orders
-    shapes: Shapes
-    threads: int
-    seed: int
-    device: str | None
-    plugins: tuple[str, ...]
-    custom_ops: tuple[Path, ...]
-    trust_code: bool
-
-    def _code_files(self) -> list[Path]:
-        """Plugins and libraries that are files; entry points count by their packages' versions."""
-        named = [*(Path(plugin) for plugin in self.plugins), *self.custom_ops]
-        return [file for file in named if file.exists()]
-
-    def key(self, target: str) -> str | None:
-        """The content key, or None where the model is a live object whose content has no file."""
-        if not isinstance(self.model, str | Path):
-            return None
-        path = Path(self.model)
-        if not path.exists():
-            raise InputError(f"{path}: no such file or directory")
-        passes = None if self.orders.passes is None else spelling.spell(self.orders.passes)
-        return content_key(
-            {
-                "model": [file_fingerprint(file) for file in _model_files(path)],
-                "data": None if self.data is None else data_fingerprint(self.data),
-                "metric": None if self.metric is None else load_metric(self.metric).source,
-                "orders": [passes, *dataclasses.astuple(dataclasses.replace(self.orders, passes=None))],
-                "shapes": sorted((name, str(size)) for name, size in self.shapes.items()),
-                "options": [target, self.threads, self.seed, self.device, self.trust_code],
-                "code": [file_fingerprint(file) for file in self._code_files()],
-            }
-        )
-
-
-def _model_files(path: Path) -> list[Path]:
-    """The files that make up a model: itself, and for ONNX the external data it refers to."""
-    from joulec.ir.onnx_file import external_files
-
-    return [path, *external_files(path)]
 
 
 def optimize(
@@ -184,7 +121,7 @@ def optimize(
     orders = Orders(
         None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset)
     )
-    request = _Request(
+    request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,
         tuple(plugins), tuple(map(Path, custom_ops)), trust_code,
     )  # fmt: skip
@@ -199,8 +136,8 @@ def optimize(
         lowered = lower(
             model, trust_code=trust_code, custom_ops=request.custom_ops, example_inputs=example_inputs, limits=limits
         )
-        with _runner(limits) as runner:
-            build = _Build(request, lowered, runner, observers, progress, decisions, remeasure)
+        with runner_for(limits) as runner:
+            build = Build(request, lowered, runner, observers, progress, decisions, remeasure)
             for one in todo:
                 name = one.target.name
                 reports[name], modules[name] = build.run(one, keys[name], places.get(name))
@@ -229,151 +166,6 @@ def _current(places: Mapping[str, Path], keys: Mapping[str, str | None], one: Ba
         return None
     manifest = artefact.read_json(place / artefact.MANIFEST_FILE)
     return replace(Report.from_json(manifest["report"]), status="up to date", directory=str(place))
-
-
-@contextlib.contextmanager
-def _runner(limits: Limits | None) -> Iterator[Runner]:
-    if limits is None:
-        with LocalRunner() as runner:
-            yield runner
-        return
-    from joulec.ir.child import ChildRunner
-
-    with ChildRunner(limits) as child:
-        yield child
-
-
-@dataclass
-class _Build:
-    """One lowered model on its way to the artefacts of several targets."""
-
-    request: _Request
-    lowered: Lowered
-    runner: Runner
-    observers: Sequence[Observer]
-    progress: Progress
-    decisions: str | Path | None
-    remeasure: bool
-
-    def run(self, one: Backend, key: str | None, place: Path | None) -> tuple[Report, Module]:
-        """Compile for one target and write the artefact."""
-        base = self.lowered.module
-        inputs = self._inputs(base, one)
-        energy = EnergyModel(load_profile(self.request.device or one.target.device), one.target.name)
-        recorded = self._recorded(key, one.target.name)
-        compiler = Compiler(
-            base, one, self.request.orders, inputs, self.runner, energy, self.request.threads, recorded,
-            self.observers, self.progress,
-        )  # fmt: skip
-        compiled = compiler.compile()
-        if recorded is None:
-            compiled = replace(compiled, decisions=self._measured(compiled, one, inputs))
-        report = self._report(compiled, one, inputs, energy)
-        if place is not None:
-            report = self._write(report, compiled, one, key, place)
-        if recorded is None and key is not None and (problem := recording.remember(key, compiled.decisions)):
-            report = replace(report, notes=(*report.notes, problem))
-        return report, compiled.module
-
-    def _inputs(self, base: Module, one: Backend) -> Inputs:
-        request = self.request
-        bind(base, request.shapes)  # names that do not exist are refused here, before any work
-        feeds = None if request.data is None else load_feeds(
-            request.data, base.inputs(), shapes=request.shapes, seed=request.seed
-        )  # fmt: skip
-        probes = feeds.head(PROBES) if feeds is not None else _synthetic(base, request)
-        options = one.settings(request.threads).options(base.origin.custom_ops)
-        judge: Judge | None = None
-        if request.metric is not None:
-            self.progress("measuring accuracy of the input model", None)
-            judge = MetricJudge(load_metric(request.metric), self.runner, base, options)
-        elif feeds is not None:
-            judge = FidelityJudge(self.runner, base, feeds, options)
-        return Inputs(feeds, probes, request.shapes, judge)
-
-    def _recorded(self, key: str | None, target: str) -> Decisions | None:
-        if self.decisions is not None:
-            return recording.from_file(Path(self.decisions), target)
-        return None if key is None or self.remeasure else recording.cached(key, target)
-
-    def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
-        """The decisions with the paired latency of the whole build, where this machine can run it."""
-        paired = self._time(compiled, one, inputs) if inputs.probes else None
-        return with_latency(compiled.decisions, paired)
-
-    def _time(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Paired | None:
-        if one.target.name != "cpu":
-            return None
-        self.progress("timing the result against the input", None)
-        options = one.settings(self.request.threads).options(self.lowered.module.origin.custom_ops)
-        try:
-            return time_pair(self.runner, self.lowered.module, compiled.module, inputs.probes[0], options)
-        except (InputError, UnavailableError):
-            return None  # the pipeline's notes already say why the model cannot be run
-
-    def _report(self, compiled: Compiled, one: Backend, inputs: Inputs, energy: EnergyModel) -> Report:
-        base, request = self.lowered.module, self.request
-        report = describe.report(
-            base, compiled, target=one.target.name, device=energy.profile.name, orders=request.orders.spelled(),
-            model=_model_name(request.model), status="written",
-        )  # fmt: skip
-        before, after = energy.estimate(base, request.shapes), energy.estimate(compiled.module, request.shapes)
-        return replace(
-            report,
-            accuracy=self._accuracy(compiled, inputs),
-            energy=describe.energy_change(before, after),
-            parity=None if self.lowered.parity is None else self.lowered.parity.to_json(),
-            notes=(*report.notes, *_input_notes(inputs)),
-        )
-
-    def _accuracy(self, compiled: Compiled, inputs: Inputs) -> Accuracy | None:
-        judge = inputs.judge
-        if judge is None or compiled.score is None:
-            return None
-        own = judge.name == "metric" or inputs.feeds is None
-        feeds = "the metric's own data" if own or inputs.feeds is None else inputs.feeds.description
-        drop = judge.baseline - compiled.score
-        return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, feeds)
-
-    def _write(self, report: Report, compiled: Compiled, one: Backend, key: str | None, place: Path) -> Report:
-        """Write the whole artefact beside its place, check it, then rename it there."""
-        with artefact.replacing(place) as folder:
-            one.emit(compiled.module, folder, self.request.threads)
-            if compiled.module.masks:
-                artefact.write_arrays(folder / artefact.MASKS_FILE, compiled.module.masks)
-            if compiled.module.ranges:
-                text = ranges_to_json(compiled.module.ranges)
-                (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")
-            recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
-            self.progress("checking the artefact", None)
-            found = one.check(compiled.module, folder)
-            failed = [rung for rung in found if rung.status == "failed"]
-            if failed:
-                raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")
-            report = replace(report, checks=describe.rungs(found), files=describe.files(artefact.digests(folder)))
-            (folder / artefact.REPORT_FILE).write_text(render(report), encoding="utf-8")
-            artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__)
-        return replace(report, directory=str(place))
-
-
-def _synthetic(base: Module, request: _Request) -> list[Feed]:
-    """Made-up probes; a model whose inputs cannot be made up is compiled without running it, and that is noted."""
-    try:
-        return synthetic_feeds(base.inputs(), request.shapes, PROBES, request.seed).head(PROBES)
-    except InputError:
-        return []
-
-
-def _input_notes(inputs: Inputs) -> list[str]:
-    if inputs.feeds is None:
-        return ["no --data: exact passes only; calibration data would unlock INT8. Timing used synthetic inputs."]
-    if inputs.feeds.kind == "random":
-        return [f"data: {inputs.feeds.description}: random because ordered; accuracy on it means little"]
-    return [f"data: {inputs.feeds.description}"]
-
-
-def _model_name(model: Any) -> str:
-    return Path(model).name if isinstance(model, str | Path) else f"{type(model).__name__} in memory"
 
 
 # -- the other commands ---------------------------------------------------------------------------------------------
@@ -435,7 +227,7 @@ def _available_runner(stack: contextlib.ExitStack, limits: Limits | None) -> Run
         import onnxruntime  # noqa: F401
     except ImportError:
         return None
-    return stack.enter_context(_runner(limits))
+    return stack.enter_context(runner_for(limits))
 
 
 def estimate(
@@ -505,7 +297,7 @@ def verify(
         if data is None
         else load_feeds(data, first.inputs(), shapes=shape or {}, seed=seed)
     )
-    with _runner(limits) as runner:
+    with runner_for(limits) as runner:
         return Comparison(require_equal(first, second, runner, list(feeds)), feeds.description)
 
 
@@ -541,7 +333,7 @@ def measure(
         else load_feeds(data, base.inputs(), shapes=shape or {}, seed=seed)
     )
     options = SessionOptions(threads)
-    with _runner(limits) as runner:
+    with runner_for(limits) as runner:
         return time_pair(runner, base, candidate, feeds.head(1)[0], options, seconds)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module
-from joulec.ir.rewrite import Refusal, Rewrite, Rewriter, Rule, apply_rules, kebab
+from joulec.ir.rewrite import Refusal, Rewrite, Rewriter
+from joulec.ir.rules import Rule, apply_rules, kebab
 from joulec.passes.target import Target
 
 if TYPE_CHECKING:

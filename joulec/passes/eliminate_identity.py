@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant, input_at, rank, static_shape
 from joulec.passes.base import Context, RulePass
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from joulec.ir.evaluate import FOLDABLE, RELAYOUT, Limits, NotEvaluated, evaluate, relayout
 from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts, reshape_target
-from joulec.ir.rewrite import Refused, Rewriter, Rule, apply_rules
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule, apply_rules
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import Array, attribute, constant_tensor
 from joulec.passes.base import Context, Pass, PassResult, option

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir import walk
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, rank, sole_consumer
 from joulec.passes.base import Context, RulePass
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from joulec.ir import walk
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant_tensor, input_at, rank, sole_consumer, static_shape
 from joulec.passes.base import Context, RulePass
 from joulec.passes.fuse_affine import FLOATS

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir import walk
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant, input_at, rank
 from joulec.passes.base import Context, RulePass
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.rewrite import Refused, Rewriter, Rule, apply_rules
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule, apply_rules
 from joulec.ir.values import attribute, constant, constant_tensor, input_at, rank, sole_consumer
 from joulec.passes._layout import (
     Perm,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.values import constant
 
 

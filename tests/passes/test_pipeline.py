@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir.module import Module
-from joulec.ir.rewrite import Refused, Rewriter, Rule
+from joulec.ir.rewrite import Refused, Rewriter
+from joulec.ir.rules import Rule
 from joulec.ir.runner import LocalRunner
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, RulePass
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
