@@ -21,7 +21,7 @@ _ADAPTED = frozenset(op for op, _ in ADAPTERS)
 class UpgradeOpset(Pass):
     """Raise the opset to the target's, or to `to`; never lower it. One node that cannot follow stops it all."""
 
-    to: int | None = option(None, "the opset to reach; the target's if left out")  # type: ignore[assignment]
+    to: int | None = option(None, "the opset to reach; the target's if left out")
 
     def run(self, module: Module, context: Context) -> PassResult:
         """Tried on a copy first, so that a refusal half-way leaves nothing half-done. O(versions x nodes)."""
