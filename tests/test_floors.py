@@ -26,7 +26,7 @@ FLOORS = {
 }
 """Room -> floor. A room may import rooms on lower floors, never a neighbour on its own."""
 
-API = {"accuracy", "api", "compiler", "decisions", "describe", "payoff"}
+API = {"accuracy", "api", "build", "compiler", "decisions", "describe", "payoff"}
 """Modules that together make up the room `api`."""
 
 LIMIT = 500
