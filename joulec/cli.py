@@ -123,8 +123,9 @@ def optimize(
 ) -> None:
     """Compile MODEL for a target and write the artefact.
 
-    Exact passes (folding, fusion) always run. With --data, INT8 is tried; what joulec chooses by itself stays only
-    where it is measured to pay within the accuracy budget. What you order is carried out, and its cost said.
+    Exact passes (folding, fusion) always run; with --data, INT8 is tried.
+
+    What joulec chooses stays only where it is measured to pay within the budget; what you order is carried out.
     """
     chosen = options.merged({name: value for name, value in ctx.params.items() if name != "json"})
     from joulec import api
