@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ NETWORK = frozenset(
 )
 SAVER = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
 """Written into every SavedModel, in functions of this purpose only."""
+
+
+_SAVER_NAME = re.compile(r"__inference__traced_(save|restore)_\d+")
 
 
 def from_directory(path: Path, trust_code: bool) -> tuple[Module, Any]:
@@ -65,7 +69,11 @@ def _refuse_links(path: Path) -> None:
             file = Path(folder, name)
             if not Path(os.path.realpath(file)).is_relative_to(root):
                 raise InputError(f"{file}: leads outside the SavedModel; refused")
-            if not (stat.S_ISREG(file.stat().st_mode) or stat.S_ISDIR(file.stat().st_mode)):
+            try:
+                mode = file.stat().st_mode
+            except OSError as error:
+                raise InputError(f"{file}: {error.strerror or error}") from error
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise InputError(f"{file}: not a regular file; refused")
 
 
@@ -77,13 +85,27 @@ def _refuse_operators(path: Path) -> None:
         proto.ParseFromString((path / "saved_model.pb").read_bytes())
     except Exception as error:
         raise InputError(f"{path}: saved_model.pb is damaged ({first_line(error)})") from error
-    for graph in (meta.graph_def for meta in proto.meta_graphs):
+    for meta in proto.meta_graphs:
+        graph = meta.graph_def
+        for asset in meta.asset_file_def:
+            if Path(asset.filename).is_absolute() or ".." in Path(asset.filename).parts:
+                raise InputError(f"{path}: asset '{asset.filename}' lies outside the SavedModel; refused")
+        savers = {f.signature.name for f in graph.library.function if _SAVER_NAME.fullmatch(f.signature.name)}
         for function in graph.library.function:
-            saver = "traced_save" in function.signature.name or "traced_restore" in function.signature.name
+            saver = function.signature.name in savers
             for node in function.node_def:
                 _refuse(node, path, saver)
+                if not saver:
+                    _refuse_saver_call(node, savers, path)
         for node in graph.node:
             _refuse(node, path, saver=True)
+
+
+def _refuse_saver_call(node: Any, savers: set[str], path: Path) -> None:
+    """The functions that read and write checkpoints are for TensorFlow alone to call: a name proves nothing."""
+    called = {function.name for value in node.attr.values() for function in (value.func, *value.list.func)}
+    if node.op in savers or called & savers:
+        raise InputError(f"{path}: operator '{node.name}' ({node.op}) reads or writes files; --trust-code allows it")
 
 
 def _refuse(node: Any, path: Path, saver: bool) -> None:
