@@ -73,6 +73,8 @@ def bound(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Bound:
     """
     if node.op_type in ("NonZero", "Compress"):  # the output's size depends on the numbers, but not beyond the input's
         return Bound(8 * max(1, inputs[0].ndim) * inputs[0].size if inputs[0] is not None else 0, _read(inputs))
+    if node.op_type == "Range":
+        return _range_bound(inputs)
     shapes = _infer(node, inputs, opset)
     sizes = [math.prod(shape) * itemsize for shape, itemsize in shapes]
     elements = sum(math.prod(shape) for shape, _ in shapes)
@@ -80,6 +82,15 @@ def bound(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Bound:
     if node.op_type == "Gemm" and inputs[0] is not None:
         depth = max(inputs[0].shape)
     return Bound(sum(sizes), _read(inputs) + elements * max(depth, 1))
+
+
+def _range_bound(inputs: Sequence[Array | None]) -> Bound:
+    try:
+        start, limit, delta = (float(array.item()) for array in inputs if array is not None)
+        count = max(0, math.ceil((limit - start) / delta))
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
+        raise NotEvaluated(f"its output size is not known: {error}") from error
+    return Bound(8 * count, count)
 
 
 def _read(inputs: Sequence[Array | None]) -> int:
@@ -154,7 +165,7 @@ def _proto(node: ir.Node, inputs: Sequence[Array | None], opset: int, *, inline:
 def _infer(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[tuple[tuple[int, ...], int]]:
     """(shape, bytes per element) of every output, inferred from the node and its inputs alone."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(_proto(node, inputs, opset, inline=True), data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(_proto(node, inputs, opset, inline=True))
     except Exception as error:
         raise NotEvaluated(f"its output size cannot be inferred: {first_line(error)}") from error
     found = []

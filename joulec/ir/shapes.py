@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx
 import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module, skeleton
+from joulec.ir.values import constant_tensor
 
 
 def infer_shapes(module: Module) -> str | None:
@@ -18,12 +21,33 @@ def infer_shapes(module: Module) -> str | None:
     try:
         bare = skeleton(module.model)
         _forget_declared(bare.graph)
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True))
+        inferred = ir.from_proto(
+            onnx.shape_inference.infer_shapes(bare, False, False, data_prop=_may_propagate(module))
+        )
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
     for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
         _merge(ours, theirs)
     return None
+
+
+PROPAGATED = 1 << 16
+"""Elements up to which onnx may propagate data: it stores every element that a node makes, whatever their number."""
+
+
+def _may_propagate(module: Module) -> bool:
+    """Whether no node can ask data propagation for more memory than a shape needs (a file can do so in a few bytes)."""
+    makers = (n for n in walk.nodes(module.model) if walk.is_onnx(n, "ConstantOfShape", "Range", "Expand", "Tile"))
+    return all(
+        _small(value) for node in makers for value in (node.inputs if node.op_type == "Range" else node.inputs[-1:])
+    )
+
+
+def _small(sizes: ir.Value | None) -> bool:
+    tensor = constant_tensor(sizes)
+    if tensor is None or tensor.size > 64:
+        return False
+    return math.prod(max(1, abs(float(size))) for size in tensor.numpy().ravel()) <= PROPAGATED
 
 
 def _forget_declared(graph: onnx.GraphProto) -> None:

@@ -25,7 +25,8 @@ class InlineIf(Rule):
         if rewriter.in_function(node) and branch.initializers:
             raise Refused("the branch holds initializers, which a function cannot")
         for output, result in zip(node.outputs, branch.outputs, strict=True):
-            if output.is_graph_output() and (result.graph is not branch or result.is_initializer()):
+            fixed = result.graph is not branch or result.is_initializer() or result.producer() is None
+            if output.is_graph_output() and fixed:
                 raise Refused(f"'{output.name}' is a graph output and the branch does not compute it")
         if len({id(result) for result in branch.outputs}) != len(branch.outputs):
             raise Refused("the branch returns one value twice")
