@@ -43,9 +43,20 @@ class FuseTranspose(Pass):
             apply_rules(rewriter, [ComposeTransposes(), TransposeOfUnitDims()])
             for graph in list(walk.graphs(module.model)):
                 _reorder_regions(graph, rewriter)
+            _erase_unused(module, rewriter)
             if len(rewriter.rewrites) == before:
                 break
         return PassResult.of(rewriter)
+
+
+def _erase_unused(module: Module, rewriter: Rewriter) -> None:
+    """Erase Transposes that nothing uses any more: to the next pass they would look like second users."""
+    for node in list(walk.nodes(module.model)):
+        output = node.outputs[0] if node.outputs else None
+        if perm_of(node) is None or output is None or output.uses() or output.is_graph_output():
+            continue
+        with rewriter.rewriting("unused-transpose", node):
+            rewriter.erase(node)
 
 
 class ComposeTransposes(Rule):
