@@ -148,10 +148,28 @@ def _finish(model: ir.Model, source: Source, path: Path | None, notes: tuple[str
             tensor.base_dir = source.folder.absolute()
     _name_nodes(model)
     module = Module(model, origin=Origin("onnx" if path else "memory", path, notes))
+    notes += _modernize(model)
     notes += _order(module, source)
     notes += _nan_notes(model)
     module.origin = Origin(module.origin.format, path, notes)
     return module
+
+
+def _modernize(model: ir.Model) -> tuple[str, ...]:
+    """Take initializers off the list of inputs where IR version 3 put them.
+
+    Before IR version 4 every initializer had to be listed as an input, and runtimes let no caller feed it: there it is a
+    constant, which only newer versions can say.
+    """
+    if model.ir_version >= 4:
+        return ()
+    graph = model.graph
+    fed = [value for value in graph.inputs if value.name not in graph.initializers]
+    listed = len(graph.inputs) - len(fed)
+    graph.inputs[:] = fed
+    said = f"IR version {model.ir_version} became 4; {listed} initializers are no longer listed as inputs"
+    model.ir_version = 4
+    return (said,)
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
