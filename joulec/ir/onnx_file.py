@@ -158,7 +158,7 @@ def _finish(model: ir.Model, source: Source, path: Path | None, notes: tuple[str
 def _modernize(model: ir.Model) -> tuple[str, ...]:
     """Take initializers off the list of inputs where IR version 3 put them.
 
-    Before IR version 4 every initializer had to be listed as an input, and runtimes let no caller feed it: there it is a
+    Before IR version 4 every initializer had to be listed as an input, and runtimes let no caller feed it: it is a
     constant, which only newer versions can say.
     """
     if model.ir_version >= 4:

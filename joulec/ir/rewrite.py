@@ -372,6 +372,18 @@ class Rewriter:
         del self.module.model.functions[key]
         scope.removed.append("::".join(part for part in key if part))
 
+    def replace_model(self, model: ir.Model) -> None:
+        """Put another model in place of the whole one, for passes that run an external tool.
+
+        Nothing inside is observed then: the record names all nodes that went and came, and new nodes are stamped.
+        """
+        scope = self._observe()
+        before = {_name(node) for node in walk.nodes(self.module.model)}
+        scope.created += [node for node in walk.nodes(model) if _name(node) not in before]
+        after = {_name(node) for node in walk.nodes(model)}
+        scope.removed += sorted(before - after)
+        self.module.model = model
+
     def move_mask(self, old: str, new: str, mask: Array) -> None:
         """The weight `old` now lives in initializer `new`, laid out as `mask`."""
         self._observe()

@@ -283,7 +283,7 @@ def _describe(output: ir.Value, value: ir.Value, perm: Perm) -> None:
 
 def _mend(value: ir.Value, region: _Region, perm: Perm, rewriter: Rewriter) -> None:
     """Users outside the region get v = Transpose(u, perm), Transposes and reductions among them read u directly."""
-    left = []
+    left, returned = [], value.is_graph_output()  # asked now: a Transpose below may hand its own place over
     for node, index in list(region.outside(value)):
         second = perm_of(node)
         if second is not None:
@@ -292,7 +292,7 @@ def _mend(value: ir.Value, region: _Region, perm: Perm, rewriter: Rewriter) -> N
             set_reduced_axes(node, axes, rewriter)
         else:
             left.append((node, index))
-    if not left and not value.is_graph_output():
+    if not left and not returned:
         return
     direct = [(usage.node, usage.idx) for usage in value.uses() if (usage.node, usage.idx) not in left]
     (output,) = rewriter.add("Transpose", [value], {"perm": list(perm)}, after=value.producer())
