@@ -113,6 +113,7 @@ def optimize(
     config: options.Config = None,
     decisions: options.Decisions = None,
     remeasure: options.Remeasure = False,
+    dump: options.Dump = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
     device: options.Device = None,
@@ -127,13 +128,15 @@ def optimize(
 
     What joulec chooses stays only where it is measured to pay within the budget; what you order is carried out.
     """
-    chosen = options.merged({name: value for name, value in ctx.params.items() if name != "json"})
+    chosen = options.merged({name: value for name, value in ctx.params.items() if name not in ("json", "dump")})
     from joulec import api
+    from joulec.passes.observers import Dump
     from joulec.report import terminal
     from joulec.report.progress import Watcher
 
+    dumps = [] if dump is None else [Dump(dump)]
     with Watcher(quiet=json) as watch:
-        result = api.optimize(**chosen, observers=[watch], progress=watch)
+        result = api.optimize(**chosen, observers=[watch, *dumps], progress=watch)
     if json:
         _print_json(result.to_json())
         return

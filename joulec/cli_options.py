@@ -227,6 +227,10 @@ Remeasure = Annotated[
     bool, _option("--remeasure", help="Build and measure again, whatever was decided earlier.", panel=_MACHINE)
 ]
 Json = Annotated[bool, _option("--json", help="Print the report as JSON, nothing else.")]
+Dump = Annotated[
+    Path | None,
+    _option("--dump", metavar="DIR", panel=_MACHINE, help="Write the model after every pass that changes it."),
+]
 Plugin = Annotated[
     list[str] | None,
     _option(

@@ -164,7 +164,7 @@ def test_durations(text, seconds):
 
 def test_every_option_of_optimize_is_a_key_of_joulec_toml():
     command: Any = typer.main.get_command(cli.app)
-    options = {option.name for option in command.commands["optimize"].params} - {"help", "config", "json"}
+    options = {option.name for option in command.commands["optimize"].params} - {"help", "config", "json", "dump"}
     assert options == set(cli_options.CONFIG_KEYS)
 
 
