@@ -12,12 +12,15 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import typer.main
 
 import joulec
 from joulec import cli
+from joulec.errors import BudgetError, CheckError, InputError, UnavailableError
 from joulec.ir.lower import lower
 from joulec.ir.runner import LocalRunner
 from joulec.passes import registry
+from joulec.passes.default import exact_passes
 from joulec.passes.target import Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +111,42 @@ def test_links_lead_to_files(name: str):
 def test_files_that_a_page_names_exist(name: str):
     named = re.findall(r"`((?:joulec|docs|examples|tests|benchmarks)/[\w./-]+\.(?:py|md|toml|yml|json))`", page(name))
     assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_options_that_a_page_names_exist(name: str):
+    foreign = {"--saved-model", "--opset"}  # tf2onnx's
+    named = set(re.findall(r"(?<![\w-])--[a-z]+[a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])", page(name))) - foreign
+    assert sorted(named - options_of_the_command_line()) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_that_a_page_shows_compiles(name: str):
+    for block in re.findall(r"```python[^\n]*\n(.*?)```", page(name), re.DOTALL):
+        compile(block, name, "exec")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/artefact.md"])
+def test_exit_codes_are_those_of_the_errors(name: str):
+    kinds = (InputError, BudgetError, CheckError, UnavailableError)
+    told = [int(code) for code in re.findall(r"^\| (\d+) \|", page(name), re.MULTILINE)]
+    assert sorted(told) == sorted([0, cli.INTERNAL_ERROR, cli.INTERRUPTED, *(kind.exit_code for kind in kinds)])
+
+
+def test_every_default_pass_is_in_the_catalogue():
+    told = re.findall(r"^## ([a-z-]+)$", page("docs/passes.md"), re.MULTILINE)
+    assert {one.pass_name() for one in exact_passes()} <= set(told) == set(registry.builtin())
+
+
+def test_the_first_commands_of_the_readme_are_targets_of_make():
+    goals = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"^    make (\w+)", page("README.md"), re.MULTILINE)) <= goals
+
+
+def options_of_the_command_line() -> set[str]:
+    commands = typer.main.get_group(cli.app)
+    parameters = [p for command in [commands, *commands.commands.values()] for p in command.params]
+    return {"--help", *(name for p in parameters for name in (*p.opts, *p.secondary_opts))}
 
 
 def page(name: str) -> str:
