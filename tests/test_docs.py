@@ -19,7 +19,7 @@ from joulec import cli
 from joulec.errors import BudgetError, CheckError, InputError, UnavailableError
 from joulec.ir.lower import lower
 from joulec.ir.runner import LocalRunner
-from joulec.passes import registry
+from joulec.passes import registry, spelling
 from joulec.passes.default import exact_passes
 from joulec.passes.target import Target
 
@@ -118,6 +118,13 @@ def test_options_that_a_page_names_exist(name: str):
     foreign = {"--saved-model", "--opset"}  # tf2onnx's
     named = set(re.findall(r"(?<![\w-])--[a-z]+[a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])", page(name))) - foreign
     assert sorted(named - options_of_the_command_line()) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pipelines_that_a_page_shows_parse(name: str):
+    known = registry.with_plugins([PLUGIN])
+    shown = re.findall(r"--passes ('[^']+'|[a-z0-9-]+(?=\n))", page(name))
+    assert all(spelling.parse(text.strip("'"), known) for text in shown)
 
 
 @pytest.mark.parametrize("name", PAGES)
