@@ -20,7 +20,7 @@ from joulec.ir.shapes import first_line
 SIZE_LIMIT = (1 << 31) - 1
 """Bytes: where protobuf ends. Larger models keep their weights as external data."""
 
-NAN_LIMIT = 1 << 32
+NAN_LIMIT = 1 << 28
 """Bytes of weights that are searched for NaN; what lies beyond is said to be unsearched."""
 
 _NAMED_NANS = 5
