@@ -120,7 +120,7 @@ def test_options_that_a_page_names_exist(name: str):
     assert sorted(named - options_of_the_command_line()) == []
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "docs/passes.md"])  # which shows only the form
 def test_pipelines_that_a_page_shows_parse(name: str):
     known = registry.with_plugins([PLUGIN])
     shown = re.findall(r"--passes ('[^']+'|[a-z0-9-]+(?=\n))", page(name))
