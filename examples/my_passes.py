@@ -26,7 +26,7 @@ class ClipAtZero(joulec.Rule):
 
 @dataclass(frozen=True)
 class ClipToRelu(joulec.RulePass):
-    """Turn Clip with a lower bound of 0 into Relu, which more runtimes fuse into the convolution before it."""
+    """Turn a Clip with a lower bound of 0 and no upper one into Relu."""
 
     def rules(self, context: joulec.Context) -> list[joulec.Rule]:
         """One rule; several are tried in order at each node."""

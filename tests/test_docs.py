@@ -100,6 +100,23 @@ def test_the_command_line_explains_the_example(capsys: pytest.CaptureFixture[str
     assert "lower bound of 0" in capsys.readouterr().out
 
 
+def test_the_example_is_found_as_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my_package.py").write_text(PLUGIN.read_text(encoding="utf-8"), encoding="utf-8")
+    installed = tmp_path / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n", encoding="utf-8")
+    (installed / "entry_points.txt").write_text("[joulec.passes]\nmy-passes = my_package\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "clip-to-relu" not in registry.builtin()
+    assert "clip-to-relu" in registry.with_plugins(["my-passes"])
+
+
+@pytest.mark.parametrize("options", ["bound=1", "=", "{"])
+def test_an_option_that_the_example_lacks_is_refused(options: str):
+    with pytest.raises(InputError):
+        spelling.parse(f"clip-to-relu{{{options}}}", registry.with_plugins([PLUGIN]))
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_to_files(name: str):
     here = (ROOT / name).parent
