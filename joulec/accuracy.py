@@ -11,7 +11,8 @@ import numpy as np
 from joulec.data import Metric
 from joulec.ir.feeds import Feeds
 from joulec.ir.module import Module
-from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
 
 
 class Judge(ABC):

@@ -19,7 +19,8 @@ from joulec.energy import EnergyModel, Estimate, load_profile
 from joulec.errors import CheckError, InputError
 from joulec.ir.lower import lower
 from joulec.ir.module import Module, inline_proto
-from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context
 from joulec.passes.default import exact_passes

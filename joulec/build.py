@@ -19,12 +19,13 @@ from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_fee
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, load_profile
 from joulec.energy.bind import bind
-from joulec.errors import CheckError, InputError, UnavailableError
-from joulec.ir.feeds import Feed
+from joulec.errors import CheckError, InputError, JoulecError
+from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.lower import Lowered
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import external_files
 from joulec.ir.runner import LocalRunner, Runner
+from joulec.ir.session import SessionOptions
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes.calibrate import to_json as ranges_to_json
@@ -129,7 +130,7 @@ class Build:
             compiled = replace(compiled, decisions=self._measured(compiled, one, inputs))
         report = self._report(compiled, one, inputs, energy)
         if place is not None:
-            report = self._write(report, compiled, one, key, place)
+            report = self._write(report, compiled, one, inputs, key, place)
         if recorded is None and key is not None and (problem := recording.remember(key, compiled.decisions)):
             report = replace(report, notes=(*report.notes, problem))
         return report, compiled.module
@@ -142,13 +143,42 @@ class Build:
         )  # fmt: skip
         probes = feeds.head(PROBES) if feeds is not None else _synthetic(base, request)
         options = one.settings(request.threads).options(base.origin.custom_ops)
-        judge: Judge | None = None
-        if request.metric is not None:
+        obstacle = self._obstacle(base, options, probes, made_up=feeds is None)
+        judge = self._judge(base, options, feeds, obstacle)
+        return Inputs(feeds, probes, request.shapes, judge, obstacle)
+
+    def _obstacle(self, base: Module, options: SessionOptions, probes: Sequence[Feed], *, made_up: bool) -> str | None:
+        """Why the input model does not run here, or None.
+
+        Raises:
+            InputError: it fails on the user's own data.
+        """
+        try:
+            handle = self.runner.load(base, options=options)
+        except JoulecError as error:  # an operator of an unknown domain, or one without a kernel on CPU
+            return str(error)
+        try:
+            for feed in probes:
+                self.runner.run(handle, feed)
+        except InputError as error:
+            if not made_up:
+                raise
+            return f"{error} (inputs made up here; --shape or --data gives real ones)"
+        finally:
+            self.runner.unload(handle)
+        return None
+
+    def _judge(
+        self, base: Module, options: SessionOptions, feeds: Feeds | None, obstacle: str | None
+    ) -> Judge | None:
+        if self.request.metric is not None:
+            if obstacle is not None:
+                raise InputError(f"--metric cannot be measured: {obstacle}")
             self.progress("measuring accuracy of the input model", None)
-            judge = MetricJudge(load_metric(request.metric), self.runner, base, options)
-        elif feeds is not None:
-            judge = FidelityJudge(self.runner, base, feeds, options)
-        return Inputs(feeds, probes, request.shapes, judge)
+            return MetricJudge(load_metric(self.request.metric), self.runner, base, options)
+        if feeds is None or obstacle is not None:
+            return None
+        return FidelityJudge(self.runner, base, feeds, options)
 
     def _recorded(self, key: str | None, target: str) -> Decisions | None:
         if self.decisions is not None:
@@ -157,7 +187,7 @@ class Build:
 
     def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
         """The decisions with the paired latency of the whole build, where this machine can run it."""
-        paired = self._time(compiled, one, inputs) if inputs.probes else None
+        paired = self._time(compiled, one, inputs) if inputs.probes and inputs.obstacle is None else None
         return with_latency(compiled.decisions, paired)
 
     def _time(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Paired | None:
@@ -165,10 +195,7 @@ class Build:
             return None
         self.progress("timing the result against the input", None)
         options = one.settings(self.request.threads).options(self.lowered.module.origin.custom_ops)
-        try:
-            return time_pair(self.runner, self.lowered.module, compiled.module, inputs.probes[0], options)
-        except (InputError, UnavailableError):
-            return None  # the pipeline's notes already say why the model cannot be run
+        return time_pair(self.runner, self.lowered.module, compiled.module, inputs.probes[0], options)
 
     def _report(self, compiled: Compiled, one: Backend, inputs: Inputs, energy: EnergyModel) -> Report:
         base, request = self.lowered.module, self.request
@@ -194,7 +221,9 @@ class Build:
         drop = judge.baseline - compiled.score
         return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, feeds)
 
-    def _write(self, report: Report, compiled: Compiled, one: Backend, key: str | None, place: Path) -> Report:
+    def _write(
+        self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path
+    ) -> Report:
         """Write the whole artefact beside its place, check it, then rename it there."""
         with artefact.replacing(place) as folder:
             one.emit(compiled.module, folder, self.request.threads)
@@ -205,7 +234,7 @@ class Build:
                 (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")
             recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
             self.progress("checking the artefact", None)
-            found = one.check(compiled.module, folder)
+            found = one.check(compiled.module, folder, self.runner, inputs.obstacle)
             failed = [rung for rung in found if rung.status == "failed"]
             if failed:
                 raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")
@@ -224,6 +253,8 @@ def _synthetic(base: Module, request: Request) -> list[Feed]:
 
 
 def _input_notes(inputs: Inputs) -> list[str]:
+    if inputs.obstacle is not None:
+        return ["the input model does not run here: not timed, not calibrated, accuracy not known"]
     if inputs.feeds is None:
         return ["no --data: exact passes only; calibration data would unlock INT8. Timing used synthetic inputs."]
     if inputs.feeds.kind == "random":

@@ -12,7 +12,8 @@ from joulec.energy.model import EnergyModel
 from joulec.errors import BudgetError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module
-from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
 from joulec.passes import spelling
 from joulec.passes.base import Context, Pass
 from joulec.passes.calibrate import Calibrate
@@ -72,12 +73,21 @@ class Orders:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a module is judged on: calibration data (or None), probe feeds, sizes of symbolic dimensions."""
+    """What a module is judged on.
+
+    Attributes:
+        feeds: calibration data, or None.
+        probes: a few feeds for comparing and timing; may be made up.
+        shapes: sizes of symbolic dimensions.
+        judge: scores accuracy, or None.
+        obstacle: why the input model does not run here, or None: then nothing is timed, calibrated or judged.
+    """
 
     feeds: Feeds | None
     probes: Sequence[Feed]
     shapes: Mapping[str, int | tuple[int, ...]]
     judge: Judge | None
+    obstacle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,7 @@ class Compiler:
         return outcome.steps[applied[low]].spelling
 
     def _can_time(self) -> bool:
-        return bool(self.inputs.probes)
+        return bool(self.inputs.probes) and self.inputs.obstacle is None
 
     def _options(self) -> SessionOptions:
         return self.backend.settings(self.threads).options(self.base.origin.custom_ops)
@@ -251,6 +261,8 @@ class Compiler:
             return "forbidden by --no-int8"
         if target.quantization is None:
             return f"{target.name} has no integer kernels for quantized graphs"
+        if self.inputs.obstacle is not None:
+            return "the input model does not run here, so it cannot be calibrated"
         if self.inputs.feeds is None:
             return "no calibration data: --data would unlock INT8"
         if self.orders.int8 is None and target.name != "cpu" and self.recorded is None:

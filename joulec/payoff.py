@@ -9,7 +9,8 @@ import numpy as np
 
 from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
-from joulec.ir.runner import Runner, SessionOptions
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
 from joulec.ir.values import Array
 
 LOADS = 5

@@ -20,7 +20,7 @@ from joulec.backends import BACKENDS
 from joulec.backends.base import MODEL_FILE, SESSION_FILE, SessionSettings, write_json
 from joulec.errors import InputError, UnavailableError
 from joulec.ir.onnx_file import read
-from joulec.ir.runner import open_session
+from joulec.ir.session import open_session
 from joulec.ir.values import Array
 
 MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE = "manifest.json", "masks.npz", "calibration.json"

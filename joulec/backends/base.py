@@ -13,7 +13,8 @@ import onnx
 
 from joulec.errors import InputError
 from joulec.ir.module import Module
-from joulec.ir.runner import SessionOptions
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
 from joulec.passes.base import Pass
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
@@ -145,8 +146,15 @@ class Backend(ABC):
         write_json(directory / SESSION_FILE, self.settings(threads).to_json())
 
     @abstractmethod
-    def check(self, module: Module, directory: Path) -> list[Rung]:
-        """Climb the ladder of evidence for what was emitted into `directory`; missing rungs are said."""
+    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
+        """Climb the ladder of evidence for what was emitted into `directory`; missing rungs are said.
+
+        Args:
+            module: what was emitted.
+            directory: the artefact.
+            runner: opens it; what is emitted from an untrusted model is untrusted too.
+            obstacle: why the input model itself does not run here, which is not held against the artefact.
+        """
 
 
 def ir_version_for(module: Module, target: Target) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from joulec.backends import checks
-from joulec.backends.base import Backend, Rung, SessionSettings
+from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
 from joulec.ir.module import Module
+from joulec.ir.onnx_file import read
+from joulec.ir.runner import Runner
 from joulec.ir.verify import checker_problem
 from joulec.passes.schemes import CPU_SCHEME
 from joulec.passes.target import Target
@@ -24,11 +26,12 @@ class CpuBackend(Backend):
     def describe(self) -> str:
         return "float32, or INT8 (u8 activations x s8 per-channel weights) where it pays"
 
-    def check(self, module: Module, directory: Path) -> list[Rung]:
-        settings = self.settings(1)
+    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
+        emitted = read(directory / MODEL_FILE)
+        options = self.settings(1).options(module.origin.custom_ops)
         return [
             checks.checker(directory, checker_problem(module)),
             checks.pinned(module, directory, self.target),
-            checks.opens(directory, settings, module.origin.custom_ops),
-            checks.quantized_kernels(directory, settings),
+            checks.opens(emitted, runner, options, obstacle),
+            checks.quantized_kernels(emitted, runner, options, ours=bool(module.ranges)),
         ]

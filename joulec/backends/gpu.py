@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from joulec.backends import checks
-from joulec.backends.base import Backend, Rung, SessionSettings
+from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
 from joulec.ir.module import Module
+from joulec.ir.onnx_file import read
+from joulec.ir.runner import Runner
 from joulec.ir.verify import checker_problem
 from joulec.passes.schemes import TENSORRT_SCHEME
 from joulec.passes.target import Target
@@ -19,12 +21,12 @@ from joulec.passes.target import Target
 class GpuBackend(Backend):
     """What CUDA and TensorRT share."""
 
-    def check(self, module: Module, directory: Path) -> list[Rung]:
-        settings = self.settings(1)
+    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
+        options = self.settings(1).options(module.origin.custom_ops)
         return [
             checks.checker(directory, checker_problem(module)),
             checks.pinned(module, directory, self.target),
-            checks.opens(directory, settings, module.origin.custom_ops),
+            checks.opens(read(directory / MODEL_FILE), runner, options, obstacle),
             Rung("real device", "skipped", f"nothing was run on {self.target.provider}"),
         ]
 

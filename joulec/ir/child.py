@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,17 @@ from joulec.errors import InputError, JoulecError
 from joulec.ir import sandbox
 from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
-from joulec.ir.runner import LocalRunner, Runner, SessionOptions, open_session, with_outputs
+from joulec.ir.runner import LocalRunner, Runner, options_for, with_outputs
 from joulec.ir.sandbox import Limits
+from joulec.ir.session import SessionOptions, open_session, optimized_operators
+from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 from joulec.ir.wire import ClosedError, receive, send
 
 _NO_LIMIT = 1 << 62
+
+GRACE_SECONDS = 2.0
+"""How long a child that closed its pipe may take to end, so that the error can name its exit status."""
 
 Answer = tuple[dict[str, Any], dict[str, Any]]
 """A JSON object and named arrays."""
@@ -39,20 +45,9 @@ class ChildRunner(Runner):
         self._limits = limits
         self._child: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="joulec-")
-        self._count = 0
 
     def load(self, module: Module, *, extra_outputs: Sequence[str] = (), options: SessionOptions | None = None) -> int:
-        chosen = options or SessionOptions(custom_ops=module.origin.custom_ops)
-        self._count += 1
-        folder = Path(self._folder.name, str(self._count))
-        folder.mkdir()
-        path = folder / "model.onnx"
-        with_outputs(module, extra_outputs).save(path)
-        try:
-            answer, _ = self._request({"do": "load", "path": str(path), "options": _options_json(chosen)})
-        finally:
-            for file in folder.iterdir():
-                file.unlink()  # the session holds what it needs
+        answer, _ = self._open("load", with_outputs(module, extra_outputs), options)
         return int(answer["handle"])
 
     def run(self, handle: int, feed: Feed) -> dict[str, Array]:
@@ -63,6 +58,18 @@ class ChildRunner(Runner):
         _, values = self._request({"do": "time", "handles": list(handles), "rounds": rounds}, dict(feed))
         seconds: Array = values["seconds"]
         return seconds
+
+    def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
+        answer, _ = self._open("kernels", module, options)
+        return Counter({str(name): int(count) for name, count in answer["kernels"].items()})
+
+    def _open(self, what: str, module: Module, options: SessionOptions | None) -> Answer:
+        """Ask the child for `what` about a module, through a file that is gone afterwards."""
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            path = Path(folder, "model.onnx")
+            module.save(path)
+            chosen = _options_json(options or options_for(module))
+            return self._request({"do": what, "path": str(path), "options": chosen})
 
     def unload(self, handle: int) -> None:
         if self._child is not None:
@@ -109,6 +116,8 @@ class ChildRunner(Runner):
         return receive(child.stdout, self._limits.memory_bytes or _NO_LIMIT)  # type: ignore[arg-type]
 
     def _death(self, child: subprocess.Popen[bytes], expired: bool) -> InputError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)  # its own way to die, before ours
         self._stop(child)
         if expired:
             return InputError(f"running the model took longer than {self._limits.seconds:g} s (raise --time-limit)")
@@ -145,8 +154,12 @@ def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
             return
         try:
             answer, outputs = _answer(runner, message, values)
-        except (JoulecError, MemoryError) as error:
-            answer, outputs = {"error": str(error) or "out of memory", "kind": type(error).__name__}, {}
+        except JoulecError as error:
+            answer, outputs = {"error": str(error), "kind": type(error).__name__}, {}
+        except MemoryError:
+            answer, outputs = {"error": "running the model ran out of memory; raise --memory-limit"}, {}
+        except Exception as error:  # noqa: BLE001 - whatever a hostile model provokes is told, not died of
+            answer, outputs = {"error": f"running the model failed: {type(error).__name__}: {first_line(error)}"}, {}
         send(stdout, answer, outputs)
 
 
@@ -154,6 +167,9 @@ def _answer(runner: LocalRunner, message: dict[str, Any], values: dict[str, Any]
     match message["do"]:
         case "load":
             return {"handle": runner.add(open_session(message["path"], _options_from(message["options"])))}, {}
+        case "kernels":
+            options = _options_from(message["options"])
+            return {"kernels": optimized_operators(Path(message["path"]), options)}, {}
         case "run":
             return {}, runner.run(message["handle"], values)
         case "time":

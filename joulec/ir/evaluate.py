@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from joulec.errors import JoulecError
 from joulec.ir import walk
-from joulec.ir.runner import SessionOptions, open_session
+from joulec.ir.session import SessionOptions, open_session
 from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 

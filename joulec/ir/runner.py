@@ -7,40 +7,17 @@ limits when the caller is the command line (see `joulec.ir.child`).
 from __future__ import annotations
 
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from joulec.errors import InputError, missing_extra
 from joulec.ir.feeds import Feed
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
-from joulec.ir.shapes import first_line
+from joulec.ir.session import SessionOptions, open_session, optimized_operators, run_session, time_sessions
 from joulec.ir.values import Array
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a session is opened, the same fields that an artefact's session.json may hold.
-
-    Attributes:
-        threads: intra-op threads; 0 leaves it to ONNX Runtime (all cores).
-        optimization: ONNX Runtime's graph optimization level.
-        config: session configuration entries.
-        disabled_optimizers: ONNX Runtime optimizers by name.
-        custom_ops: shared libraries of custom operators, named by the user.
-    """
-
-    threads: int = 1
-    optimization: str = "all"
-    config: Mapping[str, str] = field(default_factory=lambda: {"session.intra_op.allow_spinning": "0"})
-    disabled_optimizers: tuple[str, ...] = ()
-    custom_ops: tuple[Path, ...] = ()
 
 
 class Runner(ABC):
@@ -68,6 +45,17 @@ class Runner(ABC):
 
         Returns:
             float64 array (rounds, len(handles)) of wall seconds per inference.
+
+        Raises:
+            InputError: the feed does not fit the models, or one of them fails on it.
+        """
+
+    @abstractmethod
+    def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
+        """Operators of the graph that ONNX Runtime really runs for `module`, after its portable optimizations.
+
+        Raises:
+            InputError: ONNX Runtime refuses the model.
         """
 
     @abstractmethod
@@ -96,7 +84,7 @@ class LocalRunner(Runner):
 
     def load(self, module: Module, *, extra_outputs: Sequence[str] = (), options: SessionOptions | None = None) -> int:
         exposed = with_outputs(module, extra_outputs)
-        chosen = options or SessionOptions(custom_ops=module.origin.custom_ops)
+        chosen = options or options_for(module)
         if exposed.weight_bytes() <= INLINE_LIMIT:
             return self.add(open_session(inline_proto(exposed.model).SerializeToString(), chosen))
         with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
@@ -116,11 +104,22 @@ class LocalRunner(Runner):
     def time(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
         return time_sessions([self._sessions[handle] for handle in handles], feed, rounds)
 
+    def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
+        with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
+            path = Path(folder, "model.onnx")
+            module.save(path)
+            return optimized_operators(path, options or options_for(module))
+
     def unload(self, handle: int) -> None:
         self._sessions.pop(handle, None)
 
     def close(self) -> None:
         self._sessions.clear()
+
+
+def options_for(module: Module) -> SessionOptions:
+    """The default options, with the custom operator libraries that the user named for this module."""
+    return SessionOptions(custom_ops=module.origin.custom_ops)
 
 
 def with_outputs(module: Module, names: Sequence[str]) -> Module:
@@ -134,59 +133,3 @@ def with_outputs(module: Module, names: Sequence[str]) -> Module:
     values.update({value.name: value for value in graph.inputs})
     graph.outputs.extend(values[name] for name in names if name not in present)
     return exposed
-
-
-def open_session(
-    model: bytes | str, options: SessionOptions, providers: Sequence[Any] = ("CPUExecutionProvider",)
-) -> Any:
-    """Open an `onnxruntime.InferenceSession`.
-
-    Raises:
-        InputError: ONNX Runtime refuses the model.
-        UnavailableError: onnxruntime is not installed.
-    """
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise missing_extra("onnxruntime", "cpu", "running a model") from None
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = options.threads
-    settings.graph_optimization_level = {
-        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    }[options.optimization]
-    for key, value in options.config.items():
-        settings.add_session_config_entry(key, value)
-    for library in options.custom_ops:
-        settings.register_custom_ops_library(str(library))
-    try:
-        return ort.InferenceSession(
-            model, settings, providers=list(providers), disabled_optimizers=list(options.disabled_optimizers)
-        )
-    except Exception as error:
-        raise InputError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
-
-
-def run_session(session: Any, feed: Feed) -> dict[str, Array]:
-    """Run one feed and name the outputs."""
-    names = [output.name for output in session.get_outputs()]
-    try:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
-    except Exception as error:
-        raise InputError(f"the model fails on this feed: {first_line(error)}") from error
-
-
-def time_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
-    """Interleaved wall times, (rounds, len(sessions)) seconds; the order inside a round alternates."""
-    given = dict(feed)
-    seconds = np.zeros((rounds, len(sessions)))
-    order = list(range(len(sessions)))
-    for index in range(rounds):
-        for column in order if index % 2 == 0 else order[::-1]:
-            start = time.perf_counter()
-            sessions[column].run(None, given)
-            seconds[index, column] = time.perf_counter() - start
-    return seconds

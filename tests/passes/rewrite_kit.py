@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from joulec.ir.module import Module
-from joulec.ir.runner import LocalRunner, SessionOptions
+from joulec.ir.runner import LocalRunner
+from joulec.ir.session import SessionOptions
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.verify import Verifier
 from joulec.passes.base import Context, Pass, PassResult

@@ -10,7 +10,8 @@ import numpy as np
 
 from joulec.errors import CheckError
 from joulec.ir.module import Module
-from joulec.ir.runner import LocalRunner, SessionOptions
+from joulec.ir.runner import LocalRunner
+from joulec.ir.session import SessionOptions
 from joulec.ir.values import Array
 
 TOLERANCE: Mapping[str, float] = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}

@@ -1,0 +1,155 @@
+"""ONNX Runtime sessions: how one is opened, run and timed. Its many errors become joulec's own here."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from joulec.errors import InputError, missing_extra
+from joulec.ir.feeds import Feed
+from joulec.ir.shapes import first_line
+from joulec.ir.values import Array
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session is opened, the same fields that an artefact's session.json may hold.
+
+    Attributes:
+        threads: intra-op threads; 0 leaves it to ONNX Runtime (all cores).
+        optimization: ONNX Runtime's graph optimization level.
+        config: session configuration entries.
+        disabled_optimizers: ONNX Runtime optimizers by name.
+        custom_ops: shared libraries of custom operators, named by the user.
+    """
+
+    threads: int = 1
+    optimization: str = "all"
+    config: Mapping[str, str] = field(default_factory=lambda: {"session.intra_op.allow_spinning": "0"})
+    disabled_optimizers: tuple[str, ...] = ()
+    custom_ops: tuple[Path, ...] = ()
+
+
+_STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_NODE = re.compile(r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)' Status Message: ")
+
+
+def reason(error: Exception) -> str:
+    """What ONNX Runtime says, on one line: the innermost node that failed and why, without the codes around it."""
+    text = _STATUS.sub("", first_line(error))
+    nodes = list(_NODE.finditer(text))
+    if not nodes:
+        return text
+    return f"{nodes[-1]['op']} '{nodes[-1]['name']}': {text[nodes[-1].end() :]}"
+
+
+def open_session(
+    model: bytes | str, options: SessionOptions, providers: Sequence[Any] = ("CPUExecutionProvider",)
+) -> Any:
+    """Open an `onnxruntime.InferenceSession`.
+
+    Raises:
+        InputError: ONNX Runtime refuses the model.
+        UnavailableError: onnxruntime is not installed.
+    """
+    return _open(model, _settings(options), options, providers)
+
+
+def _open(model: bytes | str, settings: Any, options: SessionOptions, providers: Sequence[Any]) -> Any:
+    import onnxruntime as ort
+
+    disabled = list(options.disabled_optimizers)
+    try:
+        return ort.InferenceSession(model, settings, providers=list(providers), disabled_optimizers=disabled)
+    except Exception as error:
+        raise InputError(f"ONNX Runtime cannot load the model: {reason(error)}") from error
+
+
+def _settings(options: SessionOptions) -> Any:
+    """`onnxruntime.SessionOptions`.
+
+    Raises:
+        UnavailableError: onnxruntime is not installed.
+        InputError: a custom operator library does not load.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise missing_extra("onnxruntime", "cpu", "running a model") from None
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = options.threads
+    settings.graph_optimization_level = {
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }[options.optimization]
+    for key, value in options.config.items():
+        settings.add_session_config_entry(key, value)
+    for library in options.custom_ops:
+        _register(settings, library)
+    return settings
+
+
+def optimized_operators(path: Path, options: SessionOptions) -> Counter[str]:
+    """Count the operators that ONNX Runtime's CPU provider runs for a file, after its EXTENDED optimizations.
+
+    EXTENDED is the highest level whose graph does not depend on the machine.
+    """
+    settings = _settings(replace(options, optimization="extended"))
+    with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
+        optimized = Path(folder, "optimized.onnx")
+        settings.optimized_model_filepath = str(optimized)
+        _open(str(path), settings, options, ("CPUExecutionProvider",))
+        return Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+
+
+def _register(settings: Any, library: Path) -> None:
+    try:
+        settings.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise InputError(f"{library}: not a library of custom operators: {first_line(error)}") from error
+
+
+def run_session(session: Any, feed: Feed) -> dict[str, Array]:
+    """Run one feed and name the outputs."""
+    names = [output.name for output in session.get_outputs()]
+    with _failing_on_feed():
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+@contextlib.contextmanager
+def _failing_on_feed() -> Iterator[None]:
+    """ONNX Runtime's errors, of many types, as joulec's own. Entered once a call: it must not cost time in a timing."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"the model fails on this feed: {reason(error)}") from error
+
+
+def time_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
+    """Interleaved wall times, (rounds, len(sessions)) seconds; the order inside a round alternates."""
+    with _failing_on_feed():
+        return _interleaved(sessions, dict(feed), rounds)
+
+
+def _interleaved(sessions: Sequence[Any], given: dict[str, Array], rounds: int) -> Array:
+    seconds = np.zeros((rounds, len(sessions)))
+    order = list(range(len(sessions)))
+    for index in range(rounds):
+        for column in order if index % 2 == 0 else order[::-1]:
+            start = time.perf_counter()
+            sessions[column].run(None, given)
+            seconds[index, column] = time.perf_counter() - start
+    return seconds
