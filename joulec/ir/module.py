@@ -130,16 +130,35 @@ SKELETON_BYTES = 1024
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Serialize `model` with large initializers turned into inputs: all of its structure, few of its bytes."""
-    bare = model.clone()
-    graph = bare.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes <= SKELETON_BYTES:
-            continue
-        del graph.initializers[name]
-        value.const_value = None
-        value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
-        if not is_overridable(value):
-            graph.inputs.append(value)
-    return ir.to_proto(bare)
+    """Serialize `model` with large initializers turned into inputs: all of its structure, few of its bytes.
+
+    Nothing is cloned: a view of the graph is serialized, in which stand-ins take the place of large initializers.
+    """
+    graph = model.graph
+    large = {value: _without_tensor(value) for value in graph.initializers.values() if _is_large(value)}
+    small = [value for value in graph.initializers.values() if value not in large]
+    fed = [value for value in large if not is_overridable(value)]
+    view = ir.GraphView(
+        [large.get(value, value) for value in (*graph.inputs, *fed)],
+        [large.get(value, value) for value in graph.outputs],
+        nodes=graph, initializers=small, opset_imports=graph.opset_imports, name=graph.name,
+        doc_string=graph.doc_string, metadata_props=graph.metadata_props,
+    )  # fmt: skip
+    return ir.to_proto(
+        ir.Model(
+            view,  # type: ignore[arg-type]  # onnx_ir documents a model of a view, and serializes it
+            ir_version=model.ir_version, functions=list(model.functions.values()), producer_name=model.producer_name,
+            producer_version=model.producer_version, domain=model.domain, model_version=model.model_version,
+            doc_string=model.doc_string, metadata_props=model.metadata_props,
+        )
+    )  # fmt: skip
+
+
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes > SKELETON_BYTES
+
+
+def _without_tensor(value: ir.Value) -> ir.Value:
+    tensor = value.const_value
+    assert tensor is not None
+    return ir.Value(name=value.name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor))
