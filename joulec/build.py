@@ -143,15 +143,17 @@ class Build:
         )  # fmt: skip
         probes = feeds.head(PROBES) if feeds is not None else _synthetic(base, request)
         options = one.settings(request.threads).options(base.origin.custom_ops)
-        obstacle = self._obstacle(base, options, probes, made_up=feeds is None)
+        obstacle = self._obstacle(base, options, probes, feeds)
         judge = self._judge(base, options, feeds, obstacle)
         return Inputs(feeds, probes, request.shapes, judge, obstacle)
 
-    def _obstacle(self, base: Module, options: SessionOptions, probes: Sequence[Feed], *, made_up: bool) -> str | None:
+    def _obstacle(
+        self, base: Module, options: SessionOptions, probes: Sequence[Feed], feeds: Feeds | None
+    ) -> str | None:
         """Why the input model does not run here, or None.
 
         Raises:
-            InputError: it fails on the user's own data.
+            InputError: it fails on the data that the user named.
         """
         try:
             handle = self.runner.load(base, options=options)
@@ -161,9 +163,10 @@ class Build:
             for feed in probes:
                 self.runner.run(handle, feed)
         except InputError as error:
-            if not made_up:
-                raise
-            return f"{error} (inputs made up here; --shape or --data gives real ones)"
+            if feeds is None:
+                return f"{error} (inputs made up here; --shape or --data gives real ones)"
+            hint = "; --shape sets the sizes of random inputs" if feeds.kind == "random" else ""
+            raise InputError(f"{error}{hint}") from error
         finally:
             self.runner.unload(handle)
         return None

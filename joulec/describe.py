@@ -82,8 +82,16 @@ def report(
         size_after=compiled.module.weight_bytes(),
         latency=compiled.decisions.latency,
         sparsity=sparsity(compiled.module),
-        notes=(*base.origin.notes, *compiled.notes),
+        notes=(*base.origin.notes, *foreign_notes(base), *compiled.notes),
     )
+
+
+def foreign_notes(base: Module) -> list[str]:
+    """What could not be verified because nobody named the library that computes it."""
+    foreign = walk.foreign_operators(base.model)
+    if not foreign or base.origin.custom_ops:
+        return []
+    return [f"passed through untouched and not verified: {', '.join(foreign)}; --custom-ops names their library"]
 
 
 def rungs(found: list[Rung]) -> tuple[RungReport, ...]:

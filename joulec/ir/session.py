@@ -41,12 +41,15 @@ class SessionOptions:
 
 
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_SOURCE = re.compile(
+    r"Load model from \S+ failed: ?|Exception during initialization: |/onnxruntime_src/\S+:\d+ .*?\) (const )?"
+)
 _NODE = re.compile(r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)' Status Message: ")
 
 
 def reason(error: Exception) -> str:
-    """What ONNX Runtime says, on one line: the innermost node that failed and why, without the codes around it."""
-    text = _STATUS.sub("", first_line(error))
+    """What ONNX Runtime says, on one line: the innermost node that failed and why, without codes and paths."""
+    text = _SOURCE.sub("", _STATUS.sub("", first_line(error)))
     nodes = list(_NODE.finditer(text))
     if not nodes:
         return text

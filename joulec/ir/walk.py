@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 MICROSOFT_DOMAIN = "com.microsoft"
+RUNTIME_DOMAINS = ONNX_DOMAINS | {MICROSOFT_DOMAIN, "ai.onnx.ml", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+"""Domains whose operators ONNX Runtime itself registers."""
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -43,3 +45,15 @@ def is_onnx(node: ir.Node, *op_types: str) -> bool:
 def label(node: ir.Node) -> str:
     """How a message names a node: its operator and, where it has one, its name."""
     return f"{node.op_type} '{node.name}'" if node.name else node.op_type
+
+
+def foreign_operators(model: ir.Model) -> list[str]:
+    """`domain:operator` of every operator that is neither ONNX Runtime's own nor one of the model's functions; sorted."""
+    functions = {(function.domain, function.name) for function in model.functions.values()}
+    return sorted(
+        {
+            f"{node.domain}:{node.op_type}"
+            for node in nodes(model)
+            if node.domain not in RUNTIME_DOMAINS and (node.domain, node.op_type) not in functions
+        }
+    )

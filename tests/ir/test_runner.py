@@ -159,6 +159,8 @@ def test_a_child_that_answers_nonsense_is_stopped(parse: Parse, monkeypatch: pyt
             "Name:'if' Status Message: Non-zero status code returned while running Pad node. Name:'p' Status Message: bad",
             "Pad 'p': bad",
         ),
+        ("Load model from /x/model.onnx failed:Fatal error: acme:Foo(-1) is not known", "Fatal error: acme:Foo(-1) is not known"),
+        ("/onnxruntime_src/a/b.h:84 ns::Helper::Helper(const A&, bool) n != 0 was false", "n != 0 was false"),
         ("plain\nsecond line", "plain"),
     ],
 )  # fmt: skip
