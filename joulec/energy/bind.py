@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
-from joulec.energy.known import resolve
+from joulec.energy.infer import Found, resolve
+from joulec.energy.proto_types import MAX_DIM
 from joulec.errors import InputError
 from joulec.ir import walk
 from joulec.ir.module import Module, skeleton
 from joulec.ir.shapes import first_line
+from joulec.ir.values import Array, static_shape
 
 Spec = Mapping[str, int | tuple[int, ...]]
 """Symbol -> size, or input name -> all its dimensions. `x[2]` names a dimension without a symbol."""
-
-MAX_DIM = 1 << 40
-"""Larger dimensions are refused: no tensor of that size can exist, and products of them mean nothing."""
 
 
 def symbols(module: Module) -> dict[str, str]:
@@ -45,11 +44,12 @@ def bind(module: Module, spec: Spec) -> tuple[Module, dict[str, int]]:
     """
     bound = module.clone()
     assumed = bind_in_place(bound, spec)
+    infer_all(bound)
     return bound, assumed
 
 
 def bind_in_place(module: Module, spec: Spec) -> dict[str, int]:
-    """Like `bind`, on `module` itself."""
+    """Like `bind`, on `module` itself, and without inferring shapes again: sizes only replace their symbols."""
     open_negative_dims(module)
     binding = _Binding(module.inputs(), symbols(module))
     for name, size in spec.items():
@@ -57,7 +57,6 @@ def bind_in_place(module: Module, spec: Spec) -> dict[str, int]:
     assumed = {name: 1 for name in binding.known if name not in binding.sizes}
     binding.apply({**assumed, **binding.sizes})
     _substitute(module, {**assumed, **binding.sizes})
-    infer_all(module)
     return assumed
 
 
@@ -161,62 +160,98 @@ def _x(dims: Sequence[int]) -> str:
 
 
 def _substitute(module: Module, sizes: Mapping[str, int]) -> None:
-    """Replace the bound symbols in every shape that the model declares."""
-    named = {name: size for name, size in sizes.items() if not name.endswith("]")}
+    """Replace the bound symbols in every shape of the model; expressions in them are evaluated, each once."""
+    evaluated: dict[str, int | None] = {name: size for name, size in sizes.items() if not name.endswith("]")}
+    named = {name: size for name, size in evaluated.items() if size is not None}
     for value in _values(module):
-        if value.shape is not None and not all(isinstance(dim, int) for dim in value.shape):
-            value.shape = ir.Shape([_evaluate(dim, named) for dim in value.shape])
+        if value.shape is None or all(isinstance(dim, int) for dim in value.shape):
+            continue
+        for dim in value.shape:
+            if not isinstance(dim, int) and dim.value is not None and dim.value not in evaluated:
+                evaluated[dim.value] = _evaluate(dim, named)
+        value.shape = ir.Shape([_replaced(dim, evaluated) for dim in value.shape])
 
 
-def _evaluate(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
-    if isinstance(dim, int) or dim.value is None:
-        return dim
-    if dim.value in sizes:
-        return sizes[dim.value]
+def _replaced(dim: int | ir.SymbolicDim, sizes: Mapping[str, int | None]) -> int | ir.SymbolicDim:
+    size = None if isinstance(dim, int) or dim.value is None else sizes.get(dim.value)
+    return dim if size is None else size
+
+
+def _evaluate(dim: ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
     try:
         size = dim.evaluate(sizes)
     except (ValueError, TypeError, ZeroDivisionError):
-        return dim
-    return size if isinstance(size, int) and size >= 0 else dim
+        return None
+    return size if isinstance(size, int) and size >= 0 else None
 
 
-def infer_all(module: Module) -> str | None:
-    """Infer every shape again, graph outputs included; returns why it could not, else None."""
+def is_settled(module: Module) -> bool:
+    """Whether every node's outputs have static shapes, and no graph inside a node needs a walk of its own."""
+    for node in module.graph:
+        if any(value.name and static_shape(value) is None for value in node.outputs):
+            return False
+        if next(walk.subgraphs(node), None) is not None:
+            return False
+    return True
+
+
+def infer_all(module: Module, values: dict[ir.Value, Array] | None = None) -> str | None:
+    """Infer every shape again, graph outputs included; returns why it could not, else None.
+
+    Args:
+        module: its shapes are replaced by what is inferred.
+        values: filled with the small numbers that follow from the shapes.
+    """
     try:
-        inferred = resolve(skeleton(module.model))
+        found = resolve(skeleton(module.model))
     except Exception as error:  # noqa: BLE001 - onnx's C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
-    _merge(module.graph, inferred.graph)
+    _merge(module.graph, found, {} if values is None else values)
     return None
 
 
-def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
-    """Hand the inferred types to the values of `graph` and of the graphs in its nodes."""
-    known = {info.name: info.type for info in (*inferred.value_info, *inferred.output)}
-    for node, proto in zip(graph, inferred.node, strict=True):
+def _merge(graph: ir.Graph, found: Found, values: dict[ir.Value, Array]) -> None:
+    """Hand what was found to the values of `graph` and of the graphs in its nodes."""
+    for value in graph.inputs:
+        _learn(value, found, values)
+    for position, node in enumerate(graph):
         for value in node.outputs:
-            if (found := known.get(str(value.name))) is not None and found.HasField("tensor_type"):
-                _adopt(value, found.tensor_type)
-        for attribute in proto.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _merge(node.attributes[attribute.name].as_graph(), attribute.g)
+            _learn(value, found, values)
+        for attribute in node.attributes.values():
+            inside = found.bodies.get((position, attribute.name))
+            if inside is not None and not attribute.is_ref():
+                _merge(attribute.as_graph(), inside, values)
+
+
+def _learn(value: ir.Value, found: Found, values: dict[ir.Value, Array]) -> None:
+    if not value.name:
+        return
+    one = found.types.get(value.name)
+    if one is not None and one.HasField("tensor_type"):
+        _adopt(value, one.tensor_type)
+    if value.name in found.values:
+        values[value] = found.values[value.name]
 
 
 def _adopt(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:
-    if found.elem_type:
+    if found.elem_type and value.dtype != found.elem_type:
         value.dtype = ir.DataType(found.elem_type)
     if not found.HasField("shape"):
         return
-    shape = ir.Shape([_dim(dim) for dim in found.shape.dim])
-    if _known(shape) >= _known(value.shape):
-        value.shape = shape
+    dims = [_dim(dim) for dim in found.shape.dim]
+    if value.shape is None or _says_more(dims, tuple(value.shape)):
+        value.shape = ir.Shape(dims)
+
+
+def _says_more(new: Sequence[int | str | None], old: Sequence[int | ir.SymbolicDim]) -> bool:
+    """Whether `new` contradicts `old`, which may be stale, or knows at least as many dimensions."""
+    pairs = list(zip(new, old, strict=False))
+    if len(new) != len(old) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+        return True
+    return sum(isinstance(a, int) for a in new) >= sum(isinstance(b, int) for b in old)
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     return dim.dim_param or None
-
-
-def _known(shape: ir.Shape | None) -> int:
-    return -1 if shape is None else sum(isinstance(dim, int) for dim in shape)

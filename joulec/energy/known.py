@@ -1,8 +1,7 @@
-"""Shape inference that also follows shape arithmetic: Shape -> Gather -> Concat -> Reshape and the like.
+"""Shape arithmetic on small known integers: Shape -> Gather -> Concat -> Reshape and the like, evaluated in numpy.
 
-ONNX's own data propagation stops at operators such as Equal, Where, Max or a Cast through floats. Here, between rounds
-of inference, every node whose inputs are small known integers is evaluated and its value handed on, in a throw-away
-copy of the model's structure.
+ONNX's own data propagation stops at operators such as Equal, Where, Max or a Cast through floats, and it stores every
+element of any vector that it meets, so that a few bytes of model can ask for any amount of memory. This does neither.
 """
 
 from __future__ import annotations
@@ -15,87 +14,10 @@ import onnx
 from onnx import numpy_helper
 
 from joulec.ir.values import Array
+from joulec.ir.walk import ONNX_DOMAINS
 
 MAX_ELEMENTS = 64
 """Shape arithmetic works on a handful of numbers; anything larger is data and is left alone."""
-MAX_ROUNDS = 12
-"""Each round resolves at least one more Reshape or Expand whose target was computed; then we stop."""
-
-
-def resolve(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` (its structure, without large weights) with all shapes that can be inferred. Changes `model` itself."""
-    inferred = onnx.shape_inference.infer_shapes(model, False, False, data_prop=True)
-    for _ in range(MAX_ROUNDS):
-        if not _needs_more(inferred.graph) or not _evaluate(inferred.graph):
-            break
-        inferred = onnx.shape_inference.infer_shapes(inferred, False, False, data_prop=True)
-    return inferred
-
-
-def _needs_more(graph: onnx.GraphProto) -> bool:
-    """Whether some value of the main graph or a nested graph lacks a dimension."""
-    shaped = {info.name for info in (*graph.value_info, *graph.output) if _static_shape(info) is not None}
-    for node in graph.node:
-        if any(name and name not in shaped for name in node.output):
-            return True
-        if any(_needs_more(sub) for sub in _bodies(node)):
-            return True
-    return False
-
-
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-
-
-def _static_shape(info: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    tensor = info.type.tensor_type
-    if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        return None
-    dims = tensor.shape.dim
-    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
-
-
-class _Scope:
-    """What is known inside one graph: small numbers and static shapes, those of the graphs around it included."""
-
-    def __init__(self, graph: onnx.GraphProto, outer: _Scope | None) -> None:
-        self.values: dict[str, Array] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.outer = outer
-        inputs = {info.name for info in graph.input}
-        for info in (*graph.input, *graph.value_info, *graph.output):
-            if (shape := _static_shape(info)) is not None:
-                self.shapes[info.name] = shape
-        for tensor in graph.initializer:
-            self.shapes[tensor.name] = tuple(tensor.dims)
-            if tensor.name not in inputs:
-                self.remember(tensor.name, tensor)
-
-    def remember(self, name: str, tensor: onnx.TensorProto) -> None:
-        """Keep a stored tensor's numbers if they are few and numeric."""
-        if int(np.prod(tensor.dims, dtype=np.float64)) <= MAX_ELEMENTS and tensor.data_type in _NUMERIC:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                return
-            self.values[name] = numpy_helper.to_array(tensor)
-
-    def value(self, name: str) -> Array | None:
-        """The numbers of `name`, if known."""
-        scope: _Scope | None = self
-        while scope is not None:
-            if name in scope.values:
-                return scope.values[name]
-            scope = scope.outer
-        return None
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The static shape of `name`, if known."""
-        scope: _Scope | None = self
-        while scope is not None:
-            if name in scope.shapes:
-                return scope.shapes[name]
-            scope = scope.outer
-        return None
-
 
 _NUMERIC = frozenset({
     onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.INT32, onnx.TensorProto.INT64,
@@ -103,65 +25,52 @@ _NUMERIC = frozenset({
 })  # fmt: skip
 
 
-def _evaluate(graph: onnx.GraphProto, outer: _Scope | None = None) -> bool:
-    """Turn every node that can be evaluated into a Constant; says whether any was."""
-    changed = outer is not None and _bring_in(graph, outer)
-    scope = _Scope(graph, outer)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            _read_constant(node, scope)
-            continue
-        for body in _bodies(node):
-            changed |= _evaluate(body, scope)
-        result = _result(node, scope)
-        if result is None:
-            continue
-        scope.values[node.output[0]] = result
-        name = node.output[0]
-        node.CopyFrom(onnx.helper.make_node("Constant", [], [name], value=numpy_helper.from_array(result)))
-        changed = True
-    return changed
+def small_array(tensor: onnx.TensorProto) -> Array | None:
+    """A stored tensor's numbers if they are few and numeric, else None."""
+    few = int(np.prod(tensor.dims, dtype=np.float64)) <= MAX_ELEMENTS
+    if not few or tensor.data_type not in _NUMERIC or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    return numpy_helper.to_array(tensor)
 
 
-def _bring_in(graph: onnx.GraphProto, outer: _Scope) -> bool:
-    """Give a nested graph its own copies of outer constants: ONNX's inference does not look at numbers outside it."""
-    copies: dict[str, str] = {}
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            value = outer.value(name) if name else None
-            if value is None:
-                continue
-            if name not in copies:
-                copies[name] = f"{name}@{graph.name}"
-                graph.initializer.append(numpy_helper.from_array(value, copies[name]))
-            node.input[index] = copies[name]
-    return bool(copies)
-
-
-def _read_constant(node: onnx.NodeProto, scope: _Scope) -> None:
+def constant_of(node: onnx.NodeProto) -> Array | None:
+    """What a Constant node makes, if that is a few numbers."""
     for attribute in node.attribute:
         if attribute.name == "value":
-            scope.remember(node.output[0], attribute.t)
-        elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
-            dtype = np.int64 if "int" in attribute.name else np.float32
-            scope.values[node.output[0]] = np.asarray(onnx.helper.get_attribute_value(attribute), dtype)
+            return small_array(attribute.t)
+        if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            numbers = onnx.helper.get_attribute_value(attribute)
+            if np.size(numbers) <= MAX_ELEMENTS:
+                return np.asarray(numbers, np.int64 if "int" in attribute.name else np.float32)
+    return None
 
 
-def _result(node: onnx.NodeProto, scope: _Scope) -> Array | None:
-    """The value of `node`, if its operator is in the table and its inputs are known; None otherwise."""
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+def evaluate(
+    node: onnx.NodeProto, value: Callable[[str], Array | None], shape: Callable[[str], tuple[int, ...] | None]
+) -> Array | None:
+    """The value of `node`, if its operator is in the table and its inputs are known; None otherwise.
+
+    Args:
+        node: a node of the standard domain with one output; any other gives None.
+        value: the known numbers of an input, by name.
+        shape: the static shape of an input, by name.
+    """
+    if node.domain not in ONNX_DOMAINS or len(node.output) != 1 or not node.input:
         return None
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
     if node.op_type in ("Shape", "Size"):
-        shape = scope.shape(node.input[0]) if node.input else None
-        return None if shape is None else _shape_of(node.op_type, shape, attributes)
+        known = shape(node.input[0])
+        return None if known is None else _shape_of(node.op_type, known, _attributes(node))
     function = _TABLE.get(node.op_type)
-    if function is None or not node.input:
+    if function is None:
         return None
-    args = [scope.value(name) if name else None for name in node.input]
+    args = [value(name) if name else None for name in node.input]
     if any(arg is None and name for arg, name in zip(args, node.input, strict=True)):
         return None
-    return _apply(function, args, attributes)
+    return _apply(function, args, _attributes(node))
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
 
 
 def _apply(function: Callable[..., Any], args: Sequence[Array | None], attributes: dict[str, Any]) -> Array | None:

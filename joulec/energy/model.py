@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from joulec.energy.bind import Spec, bind_in_place, is_named, open_negative_dims, symbols
+from joulec.energy.bind import Spec, bind_in_place, infer_all, is_named, is_settled, open_negative_dims, symbols
 from joulec.energy.estimate import (
     MAX_ASSUMED,
     TIERS,
@@ -28,7 +28,6 @@ from joulec.energy.view import Sizes, Unpriced
 from joulec.energy.work import Work, work_of
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import static_shape
 
 __all__ = ["Change", "Energy", "EnergyModel", "Estimate", "NodeEnergy", "compare"]
@@ -50,32 +49,35 @@ class EnergyModel:
     target: str = "cpu"
 
     def estimate(
-        self, module: Module, bindings: Spec | None = None, seconds_per_node: Mapping[str, float] | None = None
-    ) -> Estimate:
-        """The energy of one run of `module`, which is left as it is.
+        self, module: Module, bindings: Spec | None = None, seconds_per_node: Mapping[str, float] | None = None,
+        *, in_place: bool = False,
+    ) -> Estimate:  # fmt: skip
+        """The energy of one run of `module`, which is left as it is unless `in_place`.
 
         Args:
             module: the model; functions are priced by their bodies.
             bindings: sizes of symbolic dimensions, by symbol or by input name; others count as 1 and are named.
             seconds_per_node: measured time by node name; those nodes are then `calibrated`, not `estimated`.
+            in_place: bind and infer on `module` itself, for a caller that is done with it: saves a copy.
 
         Raises:
             InputError: a binding that names nothing, is below 1, or contradicts the model.
         """
-        prepared = module.clone()
+        prepared = module if in_place else module.clone()
         open_negative_dims(prepared)
         notes = [note for note in (inline_functions(prepared), _infer_open(prepared)) if note]
         batch = _batch_input(prepared)
-        free = bool(symbols(prepared))
-        plan = plan_kernels(prepared, self.target) if free else None
-        assumed = bind_in_place(prepared, bindings or {})
-        plan = plan or plan_kernels(prepared, self.target)
+        plan = plan_kernels(prepared, self.target) if symbols(prepared) else None
         sizes = Sizes(widen_half=self.target == "cpu")
+        assumed = bind_in_place(prepared, bindings or {})
+        if (plan is None or not is_settled(prepared)) and (failed := infer_all(prepared, sizes.values)):
+            notes.append(failed)
+        plan = plan or plan_kernels(prepared, self.target)
         if sizes.widen_half and _has_half(prepared):
             notes.append(
                 "float16 is computed, and its bytes are counted, as float32: this target has no float16 kernels"
             )
-        run = _Run(self, plan, sizes, dict(seconds_per_node or {}), notes=notes)
+        run = _Run(self, plan, sizes, dict(seconds_per_node or {}), notes=list(dict.fromkeys(notes)))
         run.resident = resident_share(_weight_bytes(plan, run.sizes), self.profile)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
@@ -86,12 +88,11 @@ class EnergyModel:
 
 
 def _infer_open(module: Module) -> str | None:
-    """Infer shapes while dimensions are still free, where the module has not been inferred yet.
+    """Infer shapes while dimensions are still free, if any is.
 
     What the runtime folds at load depends on them: a Shape is constant only where its input's shape is fixed.
     """
-    open_values = any(value.shape is None for node in module.graph for value in node.outputs if value.name)
-    return infer_shapes(module) if open_values and symbols(module) else None
+    return infer_all(module) if symbols(module) else None
 
 
 def _has_half(module: Module) -> bool:
@@ -122,7 +123,7 @@ def _samples(module: Module, batch: ir.Value | None) -> int | None:
     """The batch size, if the first output has it too."""
     shape = static_shape(batch)
     made = static_shape(module.graph.outputs[0]) if module.graph.outputs else None
-    return shape[0] if shape and made and shape[0] == made[0] else None
+    return shape[0] or None if shape and made and shape[0] == made[0] else None
 
 
 @dataclass

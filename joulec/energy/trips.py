@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from joulec.energy.proto_types import MAX_DIM
 from joulec.energy.view import Sizes, at
 from joulec.ir import walk
-from joulec.ir.values import constant, input_at
+from joulec.ir.values import input_at
 
-MAX_TRIPS = 1 << 40
+MAX_TRIPS = MAX_DIM
 """Exporters write the largest int64 for "until the condition fails"; that is not a count."""
 
 
@@ -35,16 +36,16 @@ class Body:
 def bodies(node: ir.Node, sizes: Sizes) -> Iterator[Body]:
     """The bodies of `node` with their trip counts.
 
-    If: each branch once (only the one taken where the condition is constant). Loop: its constant M. Scan: the length
-    of its first scanned input. Anything else that holds a graph: once, and said.
+    If: each branch once (only the one taken where the condition is known before the run). Loop: its M, where that is
+    known. Scan: the length of its first scanned input. Anything else that holds a graph: once, and said.
     """
     held = [(a.name, g) for a in node.attributes.values() if not a.is_ref() for g in _graphs(a)]
     for name, graph in held:
         if walk.is_onnx(node, "If"):
-            if name == _taken(node):
+            if name == (_taken(node, sizes) or name):
                 yield Body(name, graph, 1)
         elif walk.is_onnx(node, "Loop"):
-            trips = _loop_trips(node)
+            trips = _loop_trips(node, sizes)
             yield Body(name, graph, trips or 1, "trip count" if trips is None else None)
         elif walk.is_onnx(node, "Scan"):
             yield Body(name, graph, _scan_trips(node, sizes))
@@ -58,25 +59,17 @@ def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
     return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
-class _Either:
-    """Equal to the name of any branch."""
-
-    def __eq__(self, other: object) -> bool:
-        return True
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _taken(node: ir.Node) -> object:
-    condition = constant(input_at(node, 0))
+def _taken(node: ir.Node, sizes: Sizes) -> str | None:
+    """The branch that is run, where the condition is known."""
+    condition = sizes.numbers(input_at(node, 0))
     if condition is None or condition.size != 1:
-        return _Either()
+        return None
     return "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
 
 
-def _loop_trips(node: ir.Node) -> int | None:
-    """M where it is a constant count; None otherwise (a while loop, or a count computed at run time)."""
-    most = constant(input_at(node, 0))
+def _loop_trips(node: ir.Node, sizes: Sizes) -> int | None:
+    """M where it is known; None otherwise (a while loop, or a count that depends on data)."""
+    most = sizes.numbers(input_at(node, 0))
     if most is None or most.size != 1:
         return None
     count = int(most.reshape(-1)[0])

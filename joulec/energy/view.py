@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from joulec.ir.values import constant_tensor, input_at, tensor_shape
+from joulec.ir.values import Array, constant_tensor, input_at, tensor_shape
 
 STRING_BYTES = 16
 """Bytes moved per string: the handle. The characters' number is unknown before the run."""
@@ -65,10 +65,19 @@ class Sizes:
     Attributes:
         assumed: the dimensions that nobody knows, each counted as 1.
         widen_half: float16 counts four bytes: the CPU provider has no float16 kernels and computes in float32.
+        values: small numbers that follow from the shapes (a Loop's trip count that is the length of an input).
     """
 
     assumed: dict[str, int] = field(default_factory=dict)
     widen_half: bool = False
+    values: dict[ir.Value, Array] = field(default_factory=dict)
+
+    def numbers(self, value: ir.Value | None) -> Array | None:
+        """The numbers of `value` where they are few and known before the run, else None."""
+        if value in self.values:
+            return self.values[value]
+        tensor = constant_tensor(value)
+        return None if tensor is None or tensor.size > MAX_CONSTANT_ELEMENTS else tensor.numpy()
 
     def dims(self, value: ir.Value | None) -> tuple[int, ...]:
         """The dimensions of `value`; () for an absent input, a scalar, or (named in `assumed`) an unknown rank."""
@@ -201,10 +210,8 @@ class View:
 
     def integers(self, index: int) -> list[int] | None:
         """Input `index` as integers where it is a small constant, else None."""
-        tensor = constant_tensor(input_at(self.node, index))
-        if tensor is None or tensor.size > MAX_CONSTANT_ELEMENTS:
-            return None
-        return [int(x) for x in tensor.numpy().reshape(-1)]
+        numbers = self.sizes.numbers(input_at(self.node, index))
+        return None if numbers is None else [int(x) for x in numbers.reshape(-1)]
 
     # -- arithmetic classes ---------------------------------------------------------------------------------
 
