@@ -25,6 +25,11 @@ class Judge(ABC):
     def score(self, module: Module) -> float:
         """The module's score."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the last score must know."""
+        return ()
+
     def drop(self, module: Module) -> float:
         """How much worse than the input model it is; negative where it is better."""
         return self.baseline - self.score(module)
@@ -58,7 +63,7 @@ class FidelityJudge(Judge):
     """1 - ||y - y0|| / ||y0|| over all feeds, of the worst output; y0 are the input model's outputs.
 
     Both models run feed by feed, so memory does not grow with the number of feeds. Outputs whose y0 is all zeros
-    cannot be judged and are named in `zero_outputs`.
+    cannot be judged and are named in `zero_outputs`; where they come out as anything else, fidelity is 0.
     """
 
     name = "fidelity"
@@ -67,6 +72,13 @@ class FidelityJudge(Judge):
     def __init__(self, runner: Runner, baseline: Module, feeds: Feeds, options: SessionOptions) -> None:
         self._runner, self._reference, self._feeds, self._options = runner, baseline, feeds, options
         self.zero_outputs: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.zero_outputs:
+            return ()
+        names = ", ".join(f"'{name}'" for name in self.zero_outputs)
+        return (f"all zeros in the input model, so that fidelity says nothing about it: output {names}",)
 
     def score(self, module: Module) -> float:
         reference = self._runner.load(self._reference, options=self._options)

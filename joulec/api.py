@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import joulec
 from joulec import describe
-from joulec.backends import Backend, artefact, backend
+from joulec.backends import BACKENDS, Backend, artefact, backend
 from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, synthetic_feeds
@@ -126,7 +126,7 @@ def optimize(
         model, data, metric, orders, shape or {}, threads, seed, device,
         tuple(plugins), tuple(map(Path, custom_ops)), trust_code,
     )  # fmt: skip
-    backends = [backend(name) for name in dict.fromkeys([target] if isinstance(target, str) else target)]
+    backends = _backends(target)
     places = _places(out, backends)
     keys = {b.target.name: request.key(b.target.name) for b in backends}
     reports = {b.target.name: _current(places, keys, b) for b in backends} if not remeasure else {}
@@ -152,11 +152,21 @@ def _known(reports: Mapping[str, Report | None], one: Backend) -> Report:
     return report
 
 
+def _backends(target: str | Sequence[str]) -> list[Backend]:
+    names = list(dict.fromkeys([target] if isinstance(target, str) else target))
+    if not names:
+        raise InputError(f"no target given; one or more of {', '.join(BACKENDS)}")
+    return [backend(name) for name in names]
+
+
 def _places(out: str | Path | None, backends: Sequence[Backend]) -> dict[str, Path]:
     if out is None:
         return {}
     names = [b.target.name for b in backends]
-    return {names[0]: Path(out)} if len(names) == 1 else {name: Path(out, name) for name in names}
+    places = {names[0]: Path(out)} if len(names) == 1 else {name: Path(out, name) for name in names}
+    for place in places.values():
+        artefact.require_replaceable(place.absolute())
+    return places
 
 
 def _current(places: Mapping[str, Path], keys: Mapping[str, str | None], one: Backend) -> Report | None:
@@ -202,7 +212,7 @@ def simplify_file(
     with artefact.replacing_file(destination) as staging:
         outcome.module.save(staging)
     compiled = Compiled(
-        outcome.module, tuple((step, None) for step in outcome.steps), Decisions("simplify"), None, outcome.notes
+        outcome.module, outcome.steps, Decisions("simplify"), None, outcome.notes
     )
     return replace(
         describe.report(

@@ -184,9 +184,10 @@ class Build:
         return FidelityJudge(self.runner, base, feeds, options)
 
     def _recorded(self, key: str | None, target: str) -> Decisions | None:
+        orders = self.request.orders.spelled()
         if self.decisions is not None:
-            return recording.from_file(Path(self.decisions), target)
-        return None if key is None or self.remeasure else recording.cached(key, target)
+            return recording.from_file(Path(self.decisions), target, orders)
+        return None if key is None or self.remeasure else recording.cached(key, target, orders)
 
     def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
         """The decisions with the paired latency of the whole build, where this machine can run it."""
@@ -244,7 +245,8 @@ class Build:
             report = replace(report, checks=describe.rungs(found), files=describe.files(artefact.digests(folder)))
             (folder / artefact.REPORT_FILE).write_text(render(report), encoding="utf-8")
             artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__)
-        return replace(report, directory=str(place))
+            written = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        return replace(report, directory=str(place), files=written)
 
 
 def _synthetic(base: Module, request: Request) -> list[Feed]:

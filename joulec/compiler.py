@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from joulec.accuracy import Judge
 from joulec.backends.base import Backend
 from joulec.decisions import Decisions, decision_of
+from joulec.describe import step_report
 from joulec.energy.model import EnergyModel
 from joulec.errors import BudgetError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
@@ -22,7 +24,7 @@ from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
 from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.quantize import Quantize
 from joulec.payoff import Paired, confirm_slower, time_pair
-from joulec.report.data import Decision, Latency
+from joulec.report.data import Decision, Latency, StepReport
 
 DEFAULT_MAX_DROP = 0.01
 """The accuracy budget in absolute points when the user orders nothing."""
@@ -50,6 +52,10 @@ class Orders:
     budget_given: bool = False
 
     def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
+            raise InputError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise InputError(f"max_drop must be a number of points from 0 up, or None, not {self.max_drop}")
         if self.passes is None:
             return
         if self.sparsity is not None:
@@ -95,7 +101,7 @@ class Compiled:
     """The module to emit and everything there is to say about how it came to be."""
 
     module: Module
-    steps: tuple[tuple[Step, str | None], ...]
+    steps: tuple[Step, ...]
     decisions: Decisions
     score: float | None
     notes: tuple[str, ...]
@@ -146,16 +152,18 @@ class Compiler:
             BudgetError: what the user ordered costs more accuracy than the budget they gave.
         """
         self._notes: list[str] = []
-        self._steps: list[tuple[Step, str | None]] = []
+        self._steps: list[Step] = []
+        self._dropped: list[StepReport] = []
         self._choices: list[Decision] = []
         self._excluded: list[str] = []
         self._int8: str | None = None
         module = self._ordered() if self.orders.passes is not None else self._chosen()
         score = self._within_budget(module)
-        recorded = self.recorded or Decisions(
-            self.backend.target.name, tuple(self._excluded), self._int8, tuple(self._choices)
-        )
-        return Compiled(module, tuple(self._steps), recorded, score, tuple(dict.fromkeys(self._notes)))
+        decisions = self.recorded or Decisions(
+            self.backend.target.name, tuple(self._excluded), self._int8, tuple(self._choices), tuple(self._dropped),
+            orders=self.orders.spelled(),
+        )  # fmt: skip
+        return Compiled(module, tuple(self._steps), decisions, score, tuple(dict.fromkeys(self._notes)))
 
     # -- what is run ----------------------------------------------------------------------------------------
 
@@ -192,12 +200,12 @@ class Compiler:
         return Pipeline(passes, [*self.observers, *more]).run(module, context)
 
     def _keep(self, outcome: Outcome) -> None:
-        self._steps += [(step, None) for step in outcome.steps]
+        self._steps += outcome.steps
         self._notes += outcome.notes
 
     def _drop(self, outcome: Outcome, reason: str) -> None:
         """Record passes that were run and then undone."""
-        self._steps += [(step, reason) for step in outcome.steps]
+        self._dropped += [step_report(step, reason) for step in outcome.steps]
 
     # -- exact passes: not slower than the input ---------------------------------------------------------------
 
@@ -314,7 +322,6 @@ class Compiler:
         if best is None:
             outcome, reason, paired, drop = failed[0]
             self._drop(outcome, reason)
-            self._notes += outcome.notes
             self._choices.append(_measured("INT8", False, f"the model stays float: {reason}", paired, drop))
             return floating
         outcome, paired, drop = best
@@ -351,6 +358,7 @@ class Compiler:
         if judge is None:
             return None
         score = judge.score(module)
+        self._notes += judge.notes
         drop = judge.baseline - score
         binding = self.orders.max_drop is not None and (self.orders.budget_given or not self.orders.spelled())
         if binding and self.orders.max_drop is not None and drop > self.orders.max_drop:

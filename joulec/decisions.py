@@ -11,7 +11,7 @@ from typing import Any
 from joulec.backends.artefact import read_json
 from joulec.backends.base import write_json
 from joulec.errors import InputError
-from joulec.report.data import Data, Decision, Latency
+from joulec.report.data import Data, Decision, Latency, StepReport
 
 VERSION = 1
 
@@ -25,14 +25,18 @@ class Decisions(Data):
         excluded: spellings of exact passes left out because they made the model slower here.
         int8: spelling of the quantize pass that was kept, or None for float.
         decisions: what the report says about each choice.
+        dropped: the steps that were made and then undone, which a rebuild does not make again.
         latency: the measurement behind them.
+        orders: what the user ordered; a build with other orders cannot repeat these choices.
     """
 
     target: str
     excluded: tuple[str, ...] = ()
     int8: str | None = None
     decisions: tuple[Decision, ...] = ()
+    dropped: tuple[StepReport, ...] = ()
     latency: Latency | None = None
+    orders: tuple[str, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:
@@ -40,15 +44,16 @@ def to_file(decisions: Decisions, path: Path) -> None:
     write_json(path, {"version": VERSION, **decisions.to_json()})
 
 
-def from_file(path: Path, target: str) -> Decisions:
+def from_file(path: Path, target: str, orders: tuple[str, ...] = ()) -> Decisions:
     """Read the decisions for `target`.
 
     Args:
         path: a decisions.json, or a directory of an artefact, or one that holds `<target>/decisions.json`.
         target: the execution provider being built for.
+        orders: what the user orders of this build.
 
     Raises:
-        InputError: no such file, or one that is not joulec's or for another target.
+        InputError: no such file, or one that is not joulec's, for another target or under other orders.
     """
     places = [path / target / "decisions.json", path / "decisions.json"] if path.is_dir() else [path]
     file = next((place for place in places if place.is_file()), places[-1])
@@ -61,13 +66,18 @@ def from_file(path: Path, target: str) -> Decisions:
         raise InputError(f"{file}: not a decisions file: {error}") from error
     if found.target != target:
         raise InputError(f"{file}: made for target '{found.target}', not '{target}'")
+    if found.orders != orders:
+        made, now = (" ".join(said) or "no orders" for said in (found.orders, orders))
+        raise InputError(f"{file}: made with {made}, this build has {now}; give the same, or leave --decisions out")
     return found
 
 
-def cached(key: str, target: str) -> Decisions | None:
-    """What an earlier build with the same content key decided, or None."""
-    path = _cache_file(key, target)
-    return from_file(path, target) if path.is_file() else None
+def cached(key: str, target: str, orders: tuple[str, ...]) -> Decisions | None:
+    """What an earlier build with the same content key decided, or None; a cache that is damaged is no cache."""
+    try:
+        return from_file(_cache_file(key, target), target, orders)
+    except InputError:
+        return None
 
 
 def remember(key: str, decisions: Decisions) -> str | None:

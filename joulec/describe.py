@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import joulec
 from joulec.backends.base import Rung
-from joulec.compiler import Compiled
 from joulec.energy.model import Estimate, compare
 from joulec.ir import walk
 from joulec.ir.module import Module
@@ -24,8 +24,11 @@ from joulec.report.data import (
     StepReport,
 )
 
+if TYPE_CHECKING:
+    from joulec.compiler import Compiled
 
-def step_report(step: Step, dropped: str | None) -> StepReport:
+
+def step_report(step: Step, dropped: str | None = None) -> StepReport:
     """One step; `dropped` says why what it made was undone."""
     refusals = step.result.refusals
     status = "dropped" if dropped is not None and step.status == "applied" else step.status
@@ -74,7 +77,7 @@ def report(
         device=device,
         status=status,
         orders=orders,
-        steps=tuple(step_report(step, dropped) for step, dropped in compiled.steps),
+        steps=(*(step_report(step) for step in compiled.steps), *compiled.decisions.dropped),
         decisions=compiled.decisions.decisions,
         nodes_before=base.node_count(),
         nodes_after=compiled.module.node_count(),

@@ -26,6 +26,13 @@ from joulec.ir.values import Array
 MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE = "manifest.json", "masks.npz", "calibration.json"
 DECISIONS_FILE, REPORT_FILE = "decisions.json", "report.html"
 MAX_JSON = 1 << 28
+FILES = frozenset(
+    {
+        MODEL_FILE, MODEL_FILE + ".data", SESSION_FILE, MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE, DECISIONS_FILE,
+        REPORT_FILE,
+    }
+)  # fmt: skip
+"""Everything an artefact may hold: a directory with anything else in it is never replaced."""
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         InputError: `directory` exists and is neither empty nor an artefact, or cannot be written.
     """
     destination = Path(directory).absolute()
-    _require_replaceable(destination)
+    require_replaceable(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -53,13 +60,30 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _require_replaceable(destination: Path) -> None:
-    if not destination.exists() and not destination.is_symlink():
-        return
-    if destination.is_symlink() or not destination.is_dir():
+def require_replaceable(destination: Path) -> None:
+    """Refuse, before any work, a place where an artefact cannot be put or where something of the user's would be lost.
+
+    Raises:
+        InputError: something other than an artefact or an empty directory is there, or it cannot be written.
+    """
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
         raise InputError(f"{destination}: exists and is not a directory; choose another -o")
-    if any(destination.iterdir()) and not (destination / MANIFEST_FILE).is_file():
+    present = sorted(entry.name for entry in destination.iterdir()) if destination.exists() else []
+    if present and MANIFEST_FILE not in present:
         raise InputError(f"{destination}: holds files that joulec did not write; choose another -o or empty it")
+    foreign = next((name for name in present if name not in FILES), None)
+    if foreign is not None:
+        raise InputError(f"{destination}: holds '{foreign}', which joulec did not write; move it or choose another -o")
+    _require_writable(destination.parent)
+
+
+def _require_writable(folder: Path) -> None:
+    """Whether directories can be made in `folder`, or in the nearest of its parents that exists."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if not existing.is_dir():
+        raise InputError(f"{existing}: is not a directory; choose another -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing}: cannot be written (no permission); choose another -o")
 
 
 def _swap(staging: Path, destination: Path) -> None:

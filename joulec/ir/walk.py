@@ -48,7 +48,7 @@ def label(node: ir.Node) -> str:
 
 
 def foreign_operators(model: ir.Model) -> list[str]:
-    """`domain:operator` of every operator that is neither ONNX Runtime's own nor one of the model's functions; sorted."""
+    """`domain:operator` of every operator that is neither ONNX Runtime's own nor a function of the model; sorted."""
     functions = {(function.domain, function.name) for function in model.functions.values()}
     return sorted(
         {

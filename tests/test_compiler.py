@@ -1,0 +1,282 @@
+"""The payoff rule: what joulec chooses stays only where it pays; what the user orders is carried out and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compile_kit import PricedRunner, cnn, feeds, is_quantized, operators, write
+
+from joulec.accuracy import FidelityJudge, Judge
+from joulec.backends import backend
+from joulec.compiler import Compiled, Compiler, Inputs, Orders
+from joulec.decisions import Decisions
+from joulec.energy import EnergyModel, load_profile
+from joulec.errors import BudgetError, InputError
+from joulec.ir.feeds import Feeds
+from joulec.ir.lower import lower
+from joulec.ir.module import Module
+from joulec.ir.session import SessionOptions
+from joulec.passes import registry, spelling
+from joulec.passes.base import Context, Fidelity, Pass, PassResult
+from joulec.passes.fuse_affine import FuseAffine
+
+ENERGY = EnergyModel(load_profile("generic-server-cpu"), "cpu")
+
+
+class Scripted(Judge):
+    """A judge that scores modules by a rule."""
+
+    name = "metric"
+
+    def __init__(self, rule: Callable[[Module], float]) -> None:
+        self._rule = rule
+        self.baseline = 1.0
+
+    def score(self, module: Module) -> float:
+        return self._rule(module)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Module:
+    return lower(cnn(tmp_path / "cnn.onnx")).module
+
+
+def compiler(
+    model: Module, seconds: Callable[[Module], float] = lambda module: 1.0, judge: Judge | None = None,
+    data: Sequence[Any] | None = None, target: str = "cpu", recorded: Decisions | None = None,
+    obstacle: str | None = None, **orders: Any,
+) -> Compiler:  # fmt: skip
+    given = feeds(8) if data is None else list(data)
+    inputs = Inputs(Feeds.of(given) if given else None, given[:2] or feeds(2), {}, judge, obstacle)
+    return Compiler(
+        model, backend(target), Orders(**orders), inputs, PricedRunner(seconds), ENERGY, recorded=recorded
+    )
+
+
+def int8_costs(float_seconds: float, int8_seconds: float) -> Callable[[Module], float]:
+    return lambda module: int8_seconds if is_quantized(module) else float_seconds
+
+
+def decision(compiled: Compiled, what: str) -> Any:
+    return next(choice for choice in compiled.decisions.decisions if choice.what == what)
+
+
+# -- INT8 by joulec's own choice ------------------------------------------------------------------------------------
+
+
+def test_int8_that_is_faster_within_the_budget_is_kept(model: Module) -> None:
+    compiled = compiler(model, int8_costs(2.0, 1.0), Scripted(lambda module: 0.995)).compile()
+    assert is_quantized(compiled.module)
+    kept = decision(compiled, "INT8")
+    assert (kept.kept, kept.ordered, kept.ratio) == (True, False, 2.0)
+    assert compiled.decisions.int8 == "quantize"
+
+
+def test_int8_that_is_slower_is_dropped_and_said(model: Module) -> None:
+    compiled = compiler(model, int8_costs(1.0, 1.25), Scripted(lambda module: 1.0)).compile()
+    assert not is_quantized(compiled.module)
+    dropped = decision(compiled, "INT8")
+    assert (dropped.kept, dropped.ratio, dropped.drop) == (False, 0.8, 0.0)
+    assert dropped.reason.startswith("the model stays float: INT8 would run at 0.80x")
+    assert [(step.spelling, step.status, step.reason) for step in compiled.decisions.dropped][-1] == (
+        "quantize", "dropped", "INT8 would run at 0.80x (0.80 to 0.80) the speed of float",
+    )  # fmt: skip
+
+
+def test_int8_that_is_just_as_fast_does_not_pay(model: Module) -> None:
+    assert not is_quantized(compiler(model, int8_costs(1.0, 1.0)).compile().module)
+
+
+def test_int8_beyond_the_budget_is_dropped_before_it_is_timed(model: Module) -> None:
+    judge = Scripted(lambda module: 0.9 if is_quantized(module) else 1.0)
+    made = compiler(model, int8_costs(2.0, 1.0), judge, max_drop=0.05)
+    compiled = made.compile()
+    assert not is_quantized(compiled.module)
+    assert "it drops 0.1000, the budget is 0.05" in decision(compiled, "INT8").reason
+    assert compiled.score == 1.0
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 10  # the exact passes: 5 loads, 2 calls each
+
+
+def test_without_a_budget_accuracy_does_not_stop_int8(model: Module) -> None:
+    judge = Scripted(lambda module: 0.1 if is_quantized(module) else 1.0)
+    assert is_quantized(compiler(model, int8_costs(2.0, 1.0), judge, max_drop=None).compile().module)
+
+
+def test_a_lighter_quantization_is_kept_where_only_it_fits_the_budget(model: Module) -> None:
+    """Quantizing the Gemm too costs accuracy here; quantizing only convolutions does not."""
+
+    def score(module: Module) -> float:
+        gemm = next(node for node in module.graph if node.op_type in ("Gemm", "MatMul"))
+        producer = gemm.inputs[1].producer() if gemm.inputs[1] is not None else None
+        return 0.5 if producer is not None and producer.op_type == "DequantizeLinear" else 1.0
+
+    compiled = compiler(model, int8_costs(2.0, 1.0), Scripted(score)).compile()
+    assert is_quantized(compiled.module)
+    assert compiled.decisions.int8 == "quantize{only=Conv;ConvTranspose}"
+    assert compiled.score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"int8": False}, "forbidden by --no-int8"),
+        ({"data": []}, "no calibration data: --data would unlock INT8"),
+        ({"target": "cuda"}, "cuda has no integer kernels"),
+        ({"target": "tensorrt"}, "joulec cannot measure tensorrt here"),
+        ({"obstacle": "it fails"}, "the input model does not run here"),
+    ],
+)
+def test_int8_is_not_tried_and_that_is_said(model: Module, more: dict[str, Any], reason: str) -> None:
+    compiled = compiler(model, int8_costs(2.0, 1.0), **more).compile()
+    assert not is_quantized(compiled.module)
+    assert reason in decision(compiled, "INT8").reason
+
+
+def test_a_model_that_does_not_run_here_is_never_timed(model: Module) -> None:
+    made = compiler(model, obstacle="it fails", data=[])
+    made.compile()
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 0
+
+
+# -- orders ---------------------------------------------------------------------------------------------------------
+
+
+def test_ordered_int8_is_kept_even_if_slower(model: Module) -> None:
+    compiled = compiler(model, int8_costs(1.0, 3.0), int8=True).compile()
+    assert is_quantized(compiled.module)
+    assert (decision(compiled, "INT8").ordered, decision(compiled, "INT8").kept) == (True, True)
+
+
+def test_ordered_int8_is_symmetric_for_tensorrt(model: Module) -> None:
+    compiled = compiler(model, target="tensorrt", int8=True).compile()
+    assert is_quantized(compiled.module)
+    points = {node.inputs[2].const_value.numpy().dtype for node in compiled.module.graph if node.op_type == "QuantizeLinear"}  # type: ignore[union-attr]
+    assert points == {np.dtype(np.int8)}
+
+
+def test_ordered_sparsity_is_carried_out_with_masks(model: Module) -> None:
+    compiled = compiler(model, sparsity=0.5, int8=False).compile()
+    kept, total = (sum(int(f(mask)) for mask in compiled.module.masks.values()) for f in (np.sum, np.size))
+    assert kept == total - round(0.5 * total)
+    assert decision(compiled, "pruning").ordered
+
+
+def test_the_budget_binds_orders_only_if_the_user_gave_it(model: Module) -> None:
+    worse = Scripted(lambda module: 0.5)
+    assert compiler(model, judge=worse, sparsity=0.9, int8=False).compile().score == 0.5
+    with pytest.raises(BudgetError, match=r"metric drops by 0\.5000 \(1\.0000 to 0\.5000\), the budget is 0\.01"):
+        compiler(model, judge=worse, sparsity=0.9, int8=False, budget_given=True).compile()
+
+
+def test_what_pruning_costs_is_not_held_against_int8_unless_the_budget_binds_everything(model: Module) -> None:
+    judge = Scripted(lambda module: 0.5 if module.masks else 1.0)
+    assert is_quantized(compiler(model, int8_costs(2.0, 1.0), judge, sparsity=0.9).compile().module)
+
+
+def test_ordered_passes_replace_the_default_ones_and_legalization_still_runs(model: Module) -> None:
+    ordered = spelling.parse("fold-constants,prune-magnitude{sparsity=0.5}", registry.with_plugins(()))
+    compiled = compiler(model, passes=tuple(ordered)).compile()
+    assert [step.spelling for step in compiled.steps] == [
+        "upgrade-opset", "fold-constants", "prune-magnitude{sparsity=0.5}",
+    ]  # fmt: skip
+    assert "Identity" in operators(compiled.module)
+    assert compiled.decisions.decisions[0].reason == "ordered: fold-constants,prune-magnitude{sparsity=0.5}"
+
+
+def test_int8_and_passes_quantize_at_the_end(model: Module) -> None:
+    compiled = compiler(model, passes=(), int8=True).compile()
+    assert [step.spelling for step in compiled.steps] == ["upgrade-opset", "calibrate", "quantize"]
+
+
+@pytest.mark.parametrize(
+    ("orders", "said"),
+    [
+        ({"sparsity": 1.5}, "sparsity must lie between 0 and 1, not 1.5"),
+        ({"sparsity": float("nan")}, "sparsity must lie"),
+        ({"max_drop": -0.1}, "max_drop must be"),
+        ({"max_drop": float("nan")}, "max_drop must be"),
+        ({"passes": (), "sparsity": 0.5}, "write prune-magnitude"),
+    ],
+)
+def test_orders_that_make_no_sense_are_refused(orders: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Orders(**orders)
+
+
+# -- exact passes ---------------------------------------------------------------------------------------------------
+
+
+def test_an_exact_pass_that_makes_the_model_slower_is_found_and_left_out(model: Module) -> None:
+    def seconds(module: Module) -> float:
+        return 1.0 if "BatchNormalization" in operators(module) else 1.5
+
+    compiled = compiler(model, seconds, data=[]).compile()
+    assert compiled.decisions.excluded == ("fuse-affine",)
+    assert "BatchNormalization" in operators(compiled.module)
+    assert "Identity" not in operators(compiled.module)  # the others stayed
+    dropped = decision(compiled, "pass fuse-affine")
+    assert (dropped.kept, dropped.ratio) == (False, pytest.approx(0.6667, abs=1e-4))
+
+
+def test_a_slower_look_is_confirmed_by_a_longer_run_before_anything_is_dropped(model: Module) -> None:
+    class Flaky(PricedRunner):
+        def time(self, handles: Any, feed: Any, *, rounds: int) -> Any:
+            seconds = super().time(handles, feed, rounds=rounds)
+            return seconds if self.timed <= 10 else np.ones_like(seconds)
+
+    made = compiler(model, lambda module: 1.0 if "Identity" in operators(module) else 2.0, data=[])
+    made.runner = Flaky(lambda module: 1.0 if "Identity" in operators(module) else 2.0)
+    compiled = made.compile()
+    assert compiled.decisions.excluded == ()
+    assert made.runner.timed == 20
+
+
+class Wrong(Pass):
+    """Says it is exact, and is not."""
+
+    fidelity = Fidelity.EXACT
+
+    def run(self, module: Module, context: Context) -> PassResult:
+        raise RuntimeError("broken\nin two lines")
+
+
+def test_a_pass_that_raises_is_rolled_back_and_the_build_goes_on(model: Module) -> None:
+    compiled = compiler(model, passes=(Wrong(), FuseAffine())).compile()
+    wrong = next(step for step in compiled.steps if step.spelling == "wrong")
+    assert (wrong.status, wrong.reason) == ("rolled back", "RuntimeError: broken")
+    assert "BatchNormalization" not in operators(compiled.module)
+
+
+# -- recorded decisions ---------------------------------------------------------------------------------------------
+
+
+def test_recorded_decisions_are_repeated_without_timing(model: Module) -> None:
+    def seconds(module: Module) -> float:
+        return (1.0 if "BatchNormalization" in operators(module) else 1.5) * (0.5 if is_quantized(module) else 1.0)
+
+    first = compiler(model, seconds).compile()
+    again = compiler(model, lambda module: 1.0 / len(operators(module)), recorded=first.decisions)
+    second = again.compile()
+    assert second.module.to_proto().SerializeToString(deterministic=True) == first.module.to_proto().SerializeToString(
+        deterministic=True
+    )
+    assert second.decisions == first.decisions
+    assert isinstance(again.runner, PricedRunner) and again.runner.timed == 0
+
+
+# -- fidelity -------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_of_zeros_is_said_not_hidden(tmp_path: Path) -> None:
+    zeros = np.zeros((4, 1, 3, 3), np.float32)
+    path = write(tmp_path / "z.onnx", "g (float[N,1,12,12] x) => (float[N,4,10,10] z, float[N,1,12,12] y) { z = Conv(x, w) y = Relu(x) }", {"w": zeros})
+    model = lower(path).module
+    made = compiler(model, int8=False)
+    judge = FidelityJudge(made.runner, model, Feeds.of(feeds(2)), SessionOptions())
+    compiled = compiler(model, judge=judge, int8=False).compile()
+    assert compiled.score == 1.0
+    assert any("all zeros in the input model" in note and "'z'" in note for note in compiled.notes)
