@@ -256,7 +256,7 @@ def estimate(
     one = backend(target)
     profile = load_profile(device or one.target.device)
     module = lower(_model_file(model), trust_code=trust_code, limits=limits).module
-    return EnergyModel(profile, one.target.name).estimate(module, shape or {})
+    return EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)  # lowered for this only
 
 
 @dataclass(frozen=True)

@@ -195,15 +195,16 @@ def is_settled(module: Module) -> bool:
     return True
 
 
-def infer_all(module: Module, values: dict[ir.Value, Array] | None = None) -> str | None:
+def infer_all(module: Module, values: dict[ir.Value, Array] | None = None, *, symbolic: bool = False) -> str | None:
     """Infer every shape again, graph outputs included; returns why it could not, else None.
 
     Args:
         module: its shapes are replaced by what is inferred.
         values: filled with the small numbers that follow from the shapes.
+        symbolic: a dimension that has a symbol counts as found (nothing is bound yet).
     """
     try:
-        found = resolve(skeleton(module.model))
+        found = resolve(skeleton(module.model), symbolic)
     except Exception as error:  # noqa: BLE001 - onnx's C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
     _merge(module.graph, found, {} if values is None else values)
@@ -229,6 +230,8 @@ def _learn(value: ir.Value, found: Found, values: dict[ir.Value, Array]) -> None
     one = found.types.get(value.name)
     if one is not None and one.HasField("tensor_type"):
         _adopt(value, one.tensor_type)
+    elif one is not None and value.type is None:
+        value.type = ir.serde.deserialize_type_proto_for_type(one)
     if value.name in found.values:
         values[value] = found.values[value.name]
 

@@ -71,8 +71,12 @@ class Found:
             self.types[name] = found
 
 
-def resolve(model: onnx.ModelProto) -> Found:
+def resolve(model: onnx.ModelProto, symbolic: bool = False) -> Found:
     """All types that can be inferred for `model`: its structure, without large weights.
+
+    Args:
+        model: changed: what it declares of standard operators' results is dropped.
+        symbolic: a dimension that has a symbol counts as found, as while nothing is bound.
 
     Raises:
         Whatever ONNX's inference raises on a malformed model.
@@ -80,9 +84,10 @@ def resolve(model: onnx.ModelProto) -> Found:
     _forget_declared(model.graph)
     inferred = onnx.shape_inference.infer_shapes(model, False, False, data_prop=False)
     found = _declared(inferred.graph, None)
-    walks = any(_bodies(node) for node in inferred.graph.node) or not _settled(inferred.graph, found)
-    if walks:
-        _Walk(inferred).graph(inferred.graph, found)
+    names = (name for node in inferred.graph.node for name in node.output if name)
+    done = all(types.is_settled(found.types.get(name), symbolic) for name in names)
+    if not done or any(_bodies(node) for node in inferred.graph.node):
+        _Walk(inferred, symbolic).graph(inferred.graph, found)
     return found
 
 
@@ -110,10 +115,6 @@ def _declared(graph: onnx.GraphProto, outer: Found | None) -> Found:
     return found
 
 
-def _settled(graph: onnx.GraphProto, found: Found) -> bool:
-    return all(types.is_settled(found.types.get(name)) for node in graph.node for name in node.output if name)
-
-
 def _bodies(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
     return {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
 
@@ -121,7 +122,8 @@ def _bodies(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
 class _Walk:
     """One walk over a model's graphs."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, symbolic: bool) -> None:
+        self._symbolic = symbolic
         self._opsets = list(model.opset_import)
         self._versions = {"" if o.domain in ONNX_DOMAINS else o.domain: o.version for o in model.opset_import}
         self._ir_version = model.ir_version
@@ -142,7 +144,7 @@ class _Walk:
             return
         if bodies := _bodies(node):
             self._control(position, node, bodies, found)
-        elif not all(types.is_settled(found.types.get(name)) for name in node.output if name):
+        elif not all(types.is_settled(found.types.get(name), self._symbolic) for name in node.output if name):
             self._infer(node, found)
 
     def _infer(self, node: onnx.NodeProto, found: Found) -> None:

@@ -21,7 +21,7 @@ from joulec.energy.estimate import (
 from joulec.energy.functions import inline_functions
 from joulec.energy.kernel import Plan
 from joulec.energy.kernels import plan_kernels
-from joulec.energy.price import Price, coefficient, price, resident_share
+from joulec.energy.price import Price, Rates, price, resident_share
 from joulec.energy.profile import DeviceProfile
 from joulec.energy.trips import Body, bodies
 from joulec.energy.view import Sizes, Unpriced
@@ -77,14 +77,14 @@ class EnergyModel:
             notes.append(
                 "float16 is computed, and its bytes are counted, as float32: this target has no float16 kernels"
             )
-        run = _Run(self, plan, sizes, dict(seconds_per_node or {}), notes=list(dict.fromkeys(notes)))
+        run = _Run(Rates(self.profile), plan, sizes, dict(seconds_per_node or {}), notes=list(dict.fromkeys(notes)))
         run.resident = resident_share(_weight_bytes(plan, run.sizes), self.profile)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
 
     def price(self, work: Work, resident: float = 1.0, seconds: float | None = None) -> Price:
         """The price of a piece of work; `resident` is the share of weights that stay in the last cache."""
-        return price(work, self.profile, resident, seconds)
+        return price(work, Rates(self.profile), resident, seconds)
 
 
 def _infer_open(module: Module) -> str | None:
@@ -92,7 +92,7 @@ def _infer_open(module: Module) -> str | None:
 
     What the runtime folds at load depends on them: a Shape is constant only where its input's shape is fixed.
     """
-    return infer_all(module) if symbols(module) else None
+    return infer_all(module, symbolic=True) if symbols(module) else None
 
 
 def _has_half(module: Module) -> bool:
@@ -130,7 +130,7 @@ def _samples(module: Module, batch: ir.Value | None) -> int | None:
 class _Run:
     """One estimate in the making."""
 
-    model: EnergyModel
+    rates: Rates
     plan: Plan
     sizes: Sizes
     seconds: Mapping[str, float]
@@ -156,7 +156,7 @@ class _Run:
         except (Unpriced, IndexError, ValueError, TypeError, OverflowError, LookupError) as error:
             return self._unknown(node, path, str(error) or type(error).__name__)
         seconds = self.seconds.get(name)
-        paid = price(work, self.model.profile, self.resident, seconds)
+        paid = price(work, self.rates, self.resident, seconds)
         tier: Tier = "estimated" if seconds is None else "calibrated"
         told = NodeEnergy(
             name, node.op_type, Energy.of(paid.joules * repeats, tier), work.operations * repeats,
@@ -197,7 +197,7 @@ class _Run:
             low=sum(low or 0.0 for _, low, _ in known),
             high=sum(high or 0.0 for _, _, high in known),
             tier=max(tiers, key=TIERS.index, default="estimated"),
-            device=self.model.profile.name,
+            device=self.rates.profile.name,
             nodes=told,
             unknown=tuple(dict.fromkeys(n.op for n in told if n.energy.joules is None)),
             assumed=tuple(_limited(list(dict.fromkeys(assumed)))),
@@ -205,7 +205,7 @@ class _Run:
             seconds=sum(n.seconds or 0.0 for n in told),
             notes=tuple(self.notes),
             terms=terms,
-            coefficients={term: coefficient(self.model.profile, term) for term in terms},
+            coefficients={term: self.rates.bounds(term) for term in terms},
         )
 
 

@@ -42,12 +42,44 @@ class Price:
     terms: Mapping[str, float]
 
 
-def price(work: Work, profile: DeviceProfile, resident: float, seconds: float | None = None) -> Price:
-    """The price of `work` on `profile`.
+_BOUNDS = ("matrix", "vector", "dram", "cache")
+"""What can bound the time of a kernel."""
+
+
+class Rates:
+    """A profile's coefficients by term, and its time per operation by class, each worked out once."""
+
+    def __init__(self, profile: DeviceProfile) -> None:
+        self.profile = profile
+        self._bounds: dict[str, Bounds] = {}
+        self._kinds: dict[str, tuple[str, str, float]] = {}
+        memory = profile.memory
+        self.cache_size = memory["cache_size"].value
+        self.bandwidth = {name: memory[f"{name}_bandwidth"].value for name in ("dram", "cache")}
+        self.launch_time = profile.launch["time"].value
+        self.efficiency = {f"static:{kind}": _efficiency(profile, kind).value for kind in _BOUNDS}
+
+    def bounds(self, term: str) -> Bounds:
+        """Joules per unit of a term, with its interval."""
+        if term not in self._bounds:
+            self._bounds[term] = coefficient(self.profile, term)
+        return self._bounds[term]
+
+    def kind(self, kind: str) -> tuple[str, str, float]:
+        """(energy term, static term, operations per second) of an arithmetic class."""
+        if kind not in self._kinds:
+            unit = "matrix" if kind.endswith("-matrix") else "vector"
+            peak = self.profile.peak[self.profile.resolve("peak", kind)].value
+            self._kinds[kind] = (f"energy:{self.profile.resolve('energy', kind)}", f"static:{unit}", peak)
+        return self._kinds[kind]
+
+
+def price(work: Work, rates: Rates, resident: float, seconds: float | None = None) -> Price:
+    """The price of `work` on a device.
 
     Args:
         work: what the node does.
-        profile: the device.
+        rates: the device's coefficients.
         resident: the share of the model's weights that stays in the last cache from run to run, 0..1.
         seconds: measured time, replacing the roofline's.
     """
@@ -55,22 +87,21 @@ def price(work: Work, profile: DeviceProfile, resident: float, seconds: float | 
         return Price(0.0, 0.0, {})
     terms: dict[str, float] = {}
     for kind, count in work.flops.items():
-        _add(terms, f"energy:{profile.resolve('energy', kind)}", count)
-    dram = dram_bytes(work, profile, resident)
+        _add(terms, rates.kind(kind)[0], count)
+    dram = dram_bytes(work, rates.cache_size, resident)
     _add(terms, "memory:cache", work.bytes)
     _add(terms, "memory:dram", dram)
     _add(terms, "launch", work.launches)
-    time = _static_terms(terms, work, profile, dram, seconds)
-    joules = sum(amount * coefficient(profile, name).value for name, amount in terms.items())
-    return _capped(Price(joules, time, terms), profile)
+    time = _static_terms(terms, work, rates, dram, seconds)
+    joules = sum(amount * rates.bounds(name).value for name, amount in terms.items())
+    return _capped(Price(joules, time, terms), rates.profile)
 
 
-def dram_bytes(work: Work, profile: DeviceProfile, resident: float) -> float:
+def dram_bytes(work: Work, cache: float, resident: float) -> float:
     """Bytes that miss the last cache: of the weights what is not resident, of the activations what exceeds it.
 
     Smooth in the sizes (no cliff at the cache's size), and never smaller for larger tensors.
     """
-    cache = profile.memory["cache_size"].value
     activations = work.input_bytes + work.output_bytes
     missing = max(0.0, 1.0 - cache / activations) if activations else 0.0
     return work.weight_bytes * (1.0 - resident) + activations * missing
@@ -87,9 +118,7 @@ def _add(terms: dict[str, float], name: str, amount: float) -> None:
         terms[name] = terms.get(name, 0.0) + amount
 
 
-def _static_terms(
-    terms: dict[str, float], work: Work, profile: DeviceProfile, dram: float, seconds: float | None
-) -> float:
+def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float, seconds: float | None) -> float:
     """Add the terms of static energy, by what bounds the time, and return the time.
 
     Their amounts are seconds at peak: the clock's range moves all peaks alike, so only the efficiencies' remain.
@@ -98,24 +127,24 @@ def _static_terms(
         _add(terms, "static:measured", seconds)
         return seconds
     candidates = [
-        _compute_seconds(work, profile),
-        {"static:dram": dram / profile.memory["dram_bandwidth"].value},
-        {"static:cache": work.bytes / profile.memory["cache_bandwidth"].value},
+        _compute_seconds(work, rates),
+        {"static:dram": dram / rates.bandwidth["dram"]},
+        {"static:cache": work.bytes / rates.bandwidth["cache"]},
     ]
-    times = [sum(amount / _efficiency(profile, name).value for name, amount in one.items()) for one in candidates]
+    times = [sum(amount / rates.efficiency[name] for name, amount in one.items()) for one in candidates]
     bound = max(range(len(times)), key=lambda index: times[index])
     for name, amount in candidates[bound].items():
         _add(terms, name, amount)
     _add(terms, "static:launch", work.launches)
-    return times[bound] + work.launches * profile.launch["time"].value
+    return times[bound] + work.launches * rates.launch_time
 
 
-def _compute_seconds(work: Work, profile: DeviceProfile) -> dict[str, float]:
+def _compute_seconds(work: Work, rates: Rates) -> dict[str, float]:
     """Seconds at peak that the arithmetic takes, on matrix and on vector units."""
     found: dict[str, float] = {}
     for kind, count in work.flops.items():
-        unit = "matrix" if kind.endswith("-matrix") else "vector"
-        _add(found, f"static:{unit}", count / profile.peak[profile.resolve("peak", kind)].value)
+        _, term, peak = rates.kind(kind)
+        _add(found, term, count / peak)
     return found
 
 

@@ -35,11 +35,18 @@ def static_shape(one: Type | None) -> tuple[int, ...] | None:
     return tuple(dim for dim in dims if dim is not None)
 
 
-def is_settled(one: Type | None) -> bool:
-    """Whether nothing is left to find out: a tensor of static shape, or no tensor at all (a sequence, an optional)."""
+def is_settled(one: Type | None, symbolic: bool = False) -> bool:
+    """Whether nothing is left to find out: a tensor of static shape, or no tensor at all (a sequence, an optional).
+
+    With `symbolic`, a dimension with a symbol is as good as a size.
+    """
     if one is None or not one.WhichOneof("value"):
         return False
-    return not one.HasField("tensor_type") or static_shape(one) is not None
+    if not one.HasField("tensor_type"):
+        return True
+    dims = one.tensor_type.shape.dim
+    fields = ("dim_value", "dim_param") if symbolic else ("dim_value",)
+    return one.tensor_type.HasField("shape") and all(dim.WhichOneof("value") in fields for dim in dims)
 
 
 def known(one: Type | None) -> int:

@@ -71,6 +71,7 @@ class Sizes:
     assumed: dict[str, int] = field(default_factory=dict)
     widen_half: bool = False
     values: dict[ir.Value, Array] = field(default_factory=dict)
+    _dims: dict[ir.Value, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def numbers(self, value: ir.Value | None) -> Array | None:
         """The numbers of `value` where they are few and known before the run, else None."""
@@ -83,6 +84,11 @@ class Sizes:
         """The dimensions of `value`; () for an absent input, a scalar, or (named in `assumed`) an unknown rank."""
         if value is None:
             return ()
+        if value not in self._dims:
+            self._dims[value] = self._find_dims(value)
+        return self._dims[value]
+
+    def _find_dims(self, value: ir.Value) -> tuple[int, ...]:
         shape = value.shape
         if shape is None:
             tensor = constant_tensor(value)
