@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from joulec.errors import InputError
 from joulec.ir import onnx_untrusted, verify, walk
-from joulec.ir.module import Module, Origin
+from joulec.ir.module import Module, Origin, skeleton
+from joulec.ir.onnx_functions import check_functions
 from joulec.ir.onnx_untrusted import Source
 from joulec.ir.shapes import first_line
 
@@ -103,6 +104,7 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
     """
     _check_header(proto, source)
     onnx_untrusted.check(proto, source)
+    check_functions(proto, source.name)
     notes: tuple[str, ...] = ()
     if _has_sparse(proto, source):
         copy = onnx.ModelProto()
@@ -112,6 +114,7 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
         notes += ("training information (training_info) is left out: inference has no use for it",)
     try:
         model = ir.from_proto(proto)
+        skeleton(model)  # what is read but cannot be written (text that is not UTF-8, attributes without a type)
     except Exception as error:  # onnx_ir wraps whatever it meets; all of it means a malformed model
         raise InputError(f"{source.name}: malformed model: {_root_cause(error)}") from error
     return _finish(model, source, path, notes)
@@ -120,12 +123,35 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
 def _check_header(proto: onnx.ModelProto, source: Source) -> None:
     if not proto.graph.output:
         raise InputError(f"{source.name}: the model's graph is empty: it has no outputs")
-    if proto.ir_version >= 3 and not proto.opset_import:
-        raise InputError(f"{source.name}: the model imports no operator set; it may be truncated")
+    _check_versions(proto, source)
     for graph in onnx_untrusted.graphs(proto, source):
         for tensor in graph.initializer:
             if not tensor.name:
                 raise InputError(f"{source.name}: an initializer of graph '{graph.name}' has no name")
+
+
+def _check_versions(proto: onnx.ModelProto, source: Source) -> None:
+    """Operators of a version that the installed onnx does not know cannot be reasoned about."""
+    if proto.ir_version > onnx.IR_VERSION:
+        newest = f"the installed onnx reads up to {onnx.IR_VERSION}"
+        raise InputError(f"{source.name}: IR version {proto.ir_version}, {newest}: update onnx")
+    if proto.ir_version >= 3 and not proto.opset_import:
+        raise InputError(f"{source.name}: the model imports no operator set; it may be truncated")
+    _check_opsets(proto.opset_import, source.name)
+    for function in proto.functions:
+        _check_opsets(function.opset_import, f"{source.name}: function '{function.name}'")
+
+
+def _check_opsets(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> None:
+    found: dict[str, int] = {}
+    newest = onnx.defs.onnx_opset_version()
+    for entry in imports:
+        domain = "" if entry.domain in walk.ONNX_DOMAINS else entry.domain
+        if found.setdefault(domain, entry.version) != entry.version:
+            raise InputError(f"{where}: imports operator set '{entry.domain}' in two versions")
+        if not domain and not 1 <= entry.version <= newest:
+            known = f"the installed onnx knows 1 to {newest}: update onnx, or export an older one"
+            raise InputError(f"{where}: imports version {entry.version} of the ONNX operators, {known}")
 
 
 def _has_sparse(proto: onnx.ModelProto, source: Source) -> bool:

@@ -18,6 +18,9 @@ from joulec.errors import InputError
 MAX_NESTING = 32
 """Subgraphs within subgraphs; exporters stay below five."""
 
+MAX_RANK = 64
+"""Dimensions of one tensor: numpy's own limit; ONNX Runtime's is lower still."""
+
 DENSE_LIMIT = 1 << 28
 """Bytes that one sparse tensor may grow to when it is stored dense."""
 
@@ -34,15 +37,26 @@ def check(proto: onnx.ModelProto, source: Source) -> None:
     """Check every tensor of `proto`, in all graphs and functions, without reading external numbers. O(model).
 
     Raises:
-        InputError: a tensor whose size contradicts its bytes, external data outside the model's folder, or nesting
-            beyond `MAX_NESTING`.
+        InputError: a tensor whose size contradicts its bytes, external data outside the model's folder, nesting
+            beyond `MAX_NESTING`, or a Split that claims more outputs than it has.
     """
+    for nodes in (*(graph.node for graph in graphs(proto, source)), *(f.node for f in proto.functions)):
+        _check_splits(nodes, source)
     sizes: dict[str, int] = {}
     for tensor in tensors(proto, source):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(tensor, source, sizes)
         else:
             _check_inline(tensor, source)
+
+
+def _check_splits(nodes: object, source: Source) -> None:
+    """onnx's shape inference allocates what `num_outputs` says before it counts."""
+    for node in nodes:  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.name == "num_outputs" and attribute.i > len(node.output):
+                label = f"{node.op_type} '{node.name or node.output[0]}'"
+                raise InputError(f"{source.name}: {label} claims {attribute.i} outputs, it has {len(node.output)}")
 
 
 def external_paths(proto: onnx.ModelProto, source: Source) -> list[Path]:
@@ -116,6 +130,8 @@ def _label(tensor: onnx.TensorProto, source: Source) -> str:
 def _elements(tensor: onnx.TensorProto, source: Source) -> int:
     if any(dim < 0 for dim in tensor.dims):
         raise InputError(f"{_label(tensor, source)} has a negative dimension: {list(tensor.dims)}")
+    if len(tensor.dims) > MAX_RANK:
+        raise InputError(f"{_label(tensor, source)} has {len(tensor.dims)} dimensions; the limit is {MAX_RANK}")
     return math.prod(tensor.dims)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -21,14 +22,20 @@ def infer_shapes(module: Module) -> str | None:
     try:
         bare = skeleton(module.model)
         _forget_declared(bare.graph)
-        inferred = ir.from_proto(
-            onnx.shape_inference.infer_shapes(bare, False, False, data_prop=_may_propagate(module))
-        )
+        inferred = ir.from_proto(_infer(bare, _may_propagate(module)))
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
     for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
         _merge(ours, theirs)
     return None
+
+
+def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
+    """onnx's inference; with data propagation where that is asked for and no long vector could meet it."""
+    known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
+    if not propagate or _has_long_vectors(known):
+        return known
+    return onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True)
 
 
 PROPAGATED = 1 << 16
@@ -41,6 +48,40 @@ def _may_propagate(module: Module) -> bool:
     return all(
         _small(value) for node in makers for value in (node.inputs if node.op_type == "Range" else node.inputs[-1:])
     )
+
+
+PROPAGATORS = frozenset("Add Sub Mul Cast Concat Gather Shape Size Slice Squeeze Unsqueeze".split())
+"""Operators whose inputs onnx's data propagation spells out, element by element, also where no element is known."""
+
+
+def _has_long_vectors(known: onnx.ModelProto) -> bool:
+    """Whether a vector of more than `PROPAGATED` elements is an input of one of the `PROPAGATORS`."""
+    return any(_reads_long_vector(graph, {}) for graph in (known.graph, *known.functions))
+
+
+def _reads_long_vector(graph: onnx.GraphProto | onnx.FunctionProto, outer: Mapping[str, bool]) -> bool:
+    """The same for one graph and those inside it; `outer` says which names of the graphs around it are long."""
+    long = {name: True for name, is_long in outer.items() if is_long}
+    long |= {info.name: _is_long(info) for info in _declared(graph)}
+    for node in graph.node:
+        if node.op_type in PROPAGATORS and any(long.get(name) for name in node.input):
+            return True
+        inner = (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH)
+        if any(_reads_long_vector(body, long) for body in inner):
+            return True
+    return False
+
+
+def _declared(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.value_info
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.input
+        yield from graph.output
+
+
+def _is_long(info: onnx.ValueInfoProto) -> bool:
+    dims = info.type.tensor_type.shape.dim
+    return len(dims) == 1 and dims[0].dim_value > PROPAGATED
 
 
 def _small(sizes: ir.Value | None) -> bool:

@@ -1,0 +1,189 @@
+"""ONNX files that attack their reader: what would recurse, multiply or allocate without bound is refused beforehand."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import onnx.numpy_helper as onh
+import onnx.parser
+import pytest
+
+from joulec.errors import InputError
+from joulec.ir.module import Module
+from joulec.ir.onnx_file import read
+from joulec.ir.shapes import infer_shapes
+
+GRAPH = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
+CALLER = "g (float[2] x) => (float[2] y) { y = local.F0(x) }"
+HEADER = '<ir_version: 9, opset_import: ["" : 18, "local" : 1]>'
+
+
+def parsed(graph: str, functions: str = "") -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"{HEADER}\n{graph}\n{functions}")
+
+
+def function(name: str, body: str, domain: str = "local") -> str:
+    return f'<domain: "{domain}", opset_import: ["" : 18, "local" : 1]>\n{name} (a) => (b) {{ {body} }}\n'
+
+
+def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    """A sound model of one MatMul and one Relu, and what `change` makes of it."""
+    proto = parsed(
+        "g (float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { a = MatMul(x, w)\n y = Relu(a) }"
+    )
+    change(proto)
+    return proto
+
+
+def refusal(proto: onnx.ModelProto) -> str:
+    with pytest.raises(InputError) as caught:
+        read(proto.SerializeToString())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- functions ------------------------------------------------------------------------------------------------------
+
+
+def doubling(depth: int) -> str:
+    calls = [function(f"F{i}", f"c = local.F{i + 1}(a)\n b = local.F{i + 1}(c)") for i in range(depth)]
+    return "".join([*calls, function(f"F{depth}", "b = Relu(a)")])
+
+
+@pytest.mark.parametrize(
+    ("functions", "said"),
+    [
+        (function("F0", "b = local.F0(a)"), "function 'local::F0' calls itself"),
+        (function("F0", "b = local.F1(a)") + function("F1", "b = local.F0(a)"), "calls itself"),
+        (doubling(40), "inlining its functions would make 1.1e+12 nodes; the limit is 1,048,576"),
+        (function("F0", "b = Relu(a)") + function("F0", "b = Neg(a)"), "function 'local::F0' is defined twice"),
+        (function("Relu", "b = Neg(a)", domain=""), "function 'Relu' redefines operators of the ONNX domain"),
+    ],
+    ids=["itself", "each other", "doubling", "twice", "standard operator"],
+)
+def test_functions_that_recurse_or_multiply_are_refused(functions, said):
+    assert said in refusal(parsed(CALLER, functions))
+
+
+def test_recursion_through_a_subgraph_is_found():
+    then = oh.make_graph(
+        [oh.make_node("F", ["a"], ["r"], domain="local")], "t", [], [oh.make_empty_tensor_value_info("r")]
+    )
+    node = oh.make_node("If", ["c"], ["b"], then_branch=then, else_branch=then)
+    true = oh.make_node("Constant", [], ["c"], value=onh.from_array(np.array(True)))
+    proto = parsed(GRAPH)
+    proto.functions.append(oh.make_function("local", "F", ["a"], ["b"], [true, node], [oh.make_opsetid("", 18)]))
+    assert "function 'local::F' calls itself" in refusal(proto)
+
+
+def test_sound_functions_are_read_and_long_chains_are_no_recursion():
+    assert len(read(parsed(CALLER, doubling(10))).model.functions) == 11
+    chain = "".join(function(f"F{i}", f"b = local.F{i + 1}(a)") for i in range(3000)) + function("F3000", "b = Relu(a)")
+    assert len(read(parsed(CALLER, chain)).model.functions) == 3001
+
+
+# -- what a model claims ----------------------------------------------------------------------------------------------
+
+
+def _rank(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims.extend([1] * 100)
+
+
+def _split(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].op_type = "Split"
+    proto.graph.node[1].attribute.append(oh.make_attribute("num_outputs", 10**9))
+
+
+def _opset(version: int) -> Callable[[onnx.ModelProto], None]:
+    return lambda proto: setattr(proto.opset_import[0], "version", version)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_rank, "tensor 'w' has 102 dimensions; the limit is 64"),
+        (_split, "Split 'y' claims 1000000000 outputs, it has 1"),
+        (_opset(9999), "imports version 9999 of the ONNX operators, the installed onnx knows 1 to "),
+        (_opset(-5), "imports version -5 of the ONNX operators"),
+        (lambda p: p.opset_import.append(oh.make_opsetid("ai.onnx", 9)), "imports operator set 'ai.onnx' in two versions"),
+        (lambda p: setattr(p, "ir_version", 99), "IR version 99, the installed onnx reads up to "),
+        (lambda p: p.graph.node[1].attribute.add(name="alpha"), "malformed model: Unsupported attribute type"),
+        (lambda p: setattr(p.graph.initializer[0], "data_type", 77), "unknown data type (77)"),
+        (lambda p: setattr(p.graph.output[0], "name", "nothing"), "graph output 'nothing' is not computed"),
+        (lambda p: p.graph.node[1].output.__setitem__(0, "a"), "malformed model: "),
+    ],
+)  # fmt: skip
+def test_claims_that_cannot_be_are_refused(change, said):
+    assert said in refusal(changed(change))
+
+
+def test_text_that_is_not_utf8_is_refused():
+    data = changed(lambda _: None).SerializeToString().replace(b"MatMul", b"MatMu\xe5")
+    with pytest.raises(InputError, match=r"malformed model: .*utf-8"):
+        read(data)
+
+
+def test_flipped_bytes_never_surprise(tmp_path: Path):
+    """Either a model or an InputError of one line that names the file: 300 damaged files."""
+    sound, chance = changed(lambda _: None).SerializeToString(), random.Random(0)
+    path, read_well = tmp_path / "flipped.onnx", 0
+    for _ in range(300):
+        data = bytearray(sound)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.choice([len(data), len(data), chance.randrange(len(data))])])
+        try:
+            module = read(path)
+        except InputError as error:
+            assert "flipped.onnx" in str(error) and "\n" not in str(error)
+            continue
+        read_well += 1
+        infer_shapes(module)
+        module.to_proto()
+    assert 0 < read_well < 300
+
+
+# -- shape inference ------------------------------------------------------------------------------------------------
+
+LONG = "1000000000"
+BOMBS = {
+    "a long input": f"g (float[{LONG}] x) => (float[n] y) {{ y = Add(x, x) }}",
+    "a long sum in a subgraph": f"""g (float[{LONG}] x, bool c) => (float[n] y) {{
+        y = If(c) <then_branch = t () => (float[n] r) {{ r = Mul(x, x) }},
+                   else_branch = e () => (float[n] r) {{ r = Neg(x) }}> }}""",
+    "tiles of tiles": """g (float[1] x) => (float[n] y) { c = Constant<value = float[1] {1}>()
+        r = Constant<value = int64[1] {1000}>()
+        a = Tile(c, r)
+        b = Tile(a, r)
+        d = Tile(b, r)
+        e = Tile(d, r)
+        y = Add(e, x) }""",
+    "doubling": "g (float[1] x) => (int64[n] y) { a0 = Constant<value = int64[2] {1, 2}>()\n"
+    + "\n".join(f"a{i + 1} = Concat<axis = 0>(a{i}, a{i})" for i in range(40))
+    + "\n y = Identity(a40) }",
+    "a range": """g (float[1] x) => (int64[n] y) { a = Constant<value = int64 {0}>()
+        b = Constant<value = int64 {1000000000000}>()
+        d = Constant<value = int64 {1}>()
+        r = Range(a, b, d)
+        y = Add(r, r) }""",
+    "what is computed": """g (float[1] x) => (float[n] y) { a = Constant<value = int64[1] {100000}>()
+        b = Mul(a, a)
+        c = ConstantOfShape(b)
+        y = Add(c, c) }""",
+}
+
+
+@pytest.mark.parametrize("graph", BOMBS.values(), ids=BOMBS)
+def test_shape_inference_allocates_no_vector_that_a_file_only_names(graph):
+    module = Module(read(parsed(graph)).model)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert infer_shapes(module) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "KiB"
+    assert time.monotonic() - start < 2
