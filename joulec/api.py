@@ -18,7 +18,7 @@ from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, load_profile
 from joulec.errors import CheckError, InputError
 from joulec.ir.lower import lower
-from joulec.ir.module import Module, inline_proto
+from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
 from joulec.passes import registry, spelling
@@ -186,34 +186,42 @@ _SIMPLIFY = Target("simplify", "CPUExecutionProvider", 0, 0, None, "generic-serv
 """No target: `simplify` keeps the input's opset and knows no kernels."""
 
 
-def simplify(model: Any, *, limits: Limits | None = None, trust_code: bool = False) -> onnx.ModelProto:
+def simplify(
+    model: Any, *, limits: Limits | None = None, trust_code: bool = False, custom_ops: Sequence[str | Path] = ()
+) -> onnx.ModelProto:
     """Run the exact passes and return the model; its opset, names and signature stay.
+
+    Weights beyond 1 GiB stay references to the external data of the input, because protobuf ends at 2 GiB.
 
     Args:
         model: anything `optimize` takes.
         limits: run the model in a child process with these limits while comparing; None runs it here.
         trust_code: see `optimize`.
+        custom_ops: see `optimize`.
     """
-    lowered = lower(model, trust_code=trust_code, limits=limits)
+    lowered = lower(model, trust_code=trust_code, limits=limits, custom_ops=tuple(map(Path, custom_ops)))
     outcome = _simplified(lowered.module, {}, limits, ())
-    return inline_proto(outcome.module.model)
+    result = outcome.module
+    return inline_proto(result.model) if result.weight_bytes() <= INLINE_LIMIT else result.to_proto()
 
 
 def simplify_file(
     source: str | Path, out: str | Path, *, limits: Limits | None = None, shape: Shapes | None = None,
-    trust_code: bool = False, observers: Sequence[Observer] = (),
+    trust_code: bool = False, custom_ops: Sequence[str | Path] = (), observers: Sequence[Observer] = (),
+    progress: Progress = lambda message, fraction: None,
 ) -> Report:  # fmt: skip
     """`simplify` from file to file; `out` is replaced only when everything held."""
-    lowered = lower(source, trust_code=trust_code, limits=limits)
-    outcome = _simplified(lowered.module, shape or {}, limits, observers)
     destination = Path(out)
     if destination.is_dir():
         raise InputError(f"{destination}: is a directory; name the .onnx file to write")
+    if not destination.absolute().parent.is_dir():
+        raise InputError(f"{destination}: its folder does not exist")
+    progress("lowering the model", None)
+    lowered = lower(source, trust_code=trust_code, limits=limits, custom_ops=tuple(map(Path, custom_ops)))
+    outcome = _simplified(lowered.module, shape or {}, limits, observers)
     with artefact.replacing_file(destination) as staging:
         outcome.module.save(staging)
-    compiled = Compiled(
-        outcome.module, outcome.steps, Decisions("simplify"), None, outcome.notes
-    )
+    compiled = Compiled(outcome.module, outcome.steps, Decisions("simplify"), None, outcome.notes)
     return replace(
         describe.report(
             lowered.module, compiled, target="simplify", device="", orders=(), model=Path(source).name, status="written"
@@ -325,6 +333,7 @@ def _require_same_interface(first: Module, second: Module) -> None:
 def measure(
     model: Any, against: Any = None, data: Any = None, shape: Shapes | None = None, *, limits: Limits | None = None,
     trust_code: bool = False, threads: int = 1, seconds: float = 4.0, seed: int = 0,
+    custom_ops: Sequence[str | Path] = (),
 ) -> Paired:  # fmt: skip
     """Time a model on this machine's CPU, paired with another one (itself if None is given, which shows the noise).
 
@@ -335,15 +344,21 @@ def measure(
         shape: sizes of symbolic dimensions for the synthetic feed.
         threads: intra-op threads of both.
         seconds: about how long to time.
+        custom_ops: see `optimize`.
     """
-    candidate = lower(_model_file(model), trust_code=trust_code, limits=limits).module
-    base = candidate if against is None else lower(_model_file(against), trust_code=trust_code, limits=limits).module
+
+    def lowered(source: Any) -> Module:
+        return lower(_model_file(source), trust_code=trust_code, limits=limits, custom_ops=libraries).module
+
+    libraries = tuple(map(Path, custom_ops))
+    candidate = lowered(model)
+    base = candidate if against is None else lowered(against)
     feeds = (
         synthetic_feeds(base.inputs(), shape or {}, 1, seed)
         if data is None
         else load_feeds(data, base.inputs(), shapes=shape or {}, seed=seed)
     )
-    options = SessionOptions(threads)
+    options = SessionOptions(threads, custom_ops=libraries)
     with runner_for(limits) as runner:
         return time_pair(runner, base, candidate, feeds.head(1)[0], options, seconds)
 

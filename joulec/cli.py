@@ -151,6 +151,7 @@ def simplify(
     shape: options.Shape = None,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
+    custom_ops: options.CustomOps = None,
     memory_limit: options.MemoryLimit = None,
     time_limit: options.TimeLimit = None,
 ) -> None:
@@ -162,8 +163,9 @@ def simplify(
 
     with Watcher(quiet=json) as watch:
         report = api.simplify_file(
-            model, out, limits=limits, shape=options.shapes(shape), trust_code=trust_code, observers=[watch]
-        )
+            model, out, limits=limits, shape=options.shapes(shape), trust_code=trust_code,
+            custom_ops=custom_ops or (), observers=[watch], progress=watch,
+        )  # fmt: skip
     if json:
         _print_json(report.to_json())
     else:
@@ -251,6 +253,7 @@ def measure(
     seed: options.Seed = None,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
+    custom_ops: options.CustomOps = None,
     memory_limit: options.MemoryLimit = None,
     time_limit: options.TimeLimit = None,
 ) -> None:
@@ -262,7 +265,7 @@ def measure(
     found = asdict(
         api.measure(
             model, against, data, options.shapes(shape), limits=limits, trust_code=trust_code, threads=threads or 1,
-            seconds=seconds, seed=seed or 0,
+            seconds=seconds, seed=seed or 0, custom_ops=custom_ops or (),
         )
     )  # fmt: skip
     if json:

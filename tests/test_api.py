@@ -16,6 +16,7 @@ import pytest
 from compile_kit import cnn, feeds, write
 
 import joulec
+from joulec.api import simplify_file
 from joulec.backends import artefact
 from joulec.errors import BudgetError, CheckError, InputError
 from joulec.ir.sandbox import Limits
@@ -337,3 +338,24 @@ def test_limits_hold_for_a_model_that_never_ends(tmp_path: Path) -> None:
     report = joulec.optimize(loop, tmp_path / "out", limits=Limits(4 << 30, 2.0)).reports["cpu"]
     assert any("took longer than 2 s (raise --time-limit)" in note for note in report.notes)
     assert report.latency is None
+
+
+def test_simplify_replaces_a_file_only_when_everything_held(model: Path, tmp_path: Path) -> None:
+    report = simplify_file(model, model)
+    assert (report.nodes_before, report.nodes_after) == (9, 7)
+    assert len(onnx.load(model).graph.node) == 7
+    assert sorted(tmp_path.iterdir()) == [model]
+    for place, said in [(tmp_path, "is a directory"), (tmp_path / "none" / "o.onnx", "its folder does not exist")]:
+        with pytest.raises(InputError, match=said):
+            simplify_file(model, place)
+
+
+def test_a_large_model_keeps_its_weights_outside(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for where in ("joulec.api", "joulec.ir.module", "joulec.ir.runner"):
+        monkeypatch.setattr(f"{where}.INLINE_LIMIT", 1000)
+    out = tmp_path / "large"
+    joulec.optimize(model, out, int8=False)
+    assert (out / "model.onnx.data").stat().st_size > 1000
+    np.testing.assert_allclose(joulec.load(out).run(None, X)[0], outputs(model), rtol=1e-4, atol=1e-5)
+    joulec.optimize(out / "model.onnx", tmp_path / "again", int8=False)
+    np.testing.assert_allclose(joulec.load(tmp_path / "again").run(None, X)[0], outputs(model), rtol=1e-4, atol=1e-5)

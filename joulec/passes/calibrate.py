@@ -15,7 +15,7 @@ from joulec.errors import InputError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module, Range
 from joulec.ir.precision import precision_of
-from joulec.ir.rewrite import Refusal
+from joulec.ir.rewrite import Refusal, Rewrite
 from joulec.ir.runner import Runner
 from joulec.ir.values import Array, bound_shape
 from joulec.passes._ranges import Histogram, Observed
@@ -66,7 +66,8 @@ class Calibrate(Pass):
         seen, feeds = self._observe(module, context.feeds, context.runner, values, context)
         module.ranges = {name: self._range(one) for name, one in seen.items() if one.count and not one.broken}
         bad = tuple(_refusal(name) for name, one in seen.items() if one.broken)
-        return PassResult(refusals=bad, notes=tuple(self._notes(module, context.feeds, feeds)))
+        recorded = tuple(Rewrite("record-range", name) for name in module.ranges)
+        return PassResult(recorded, bad, tuple(self._notes(module, context.feeds, feeds)))
 
     def _observe(
         self, module: Module, feeds: Feeds, runner: Runner, values: Sequence[ir.Value], context: Context
