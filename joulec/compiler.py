@@ -157,6 +157,7 @@ class Compiler:
         self._choices: list[Decision] = []
         self._excluded: list[str] = []
         self._int8: str | None = None
+        self._drops: dict[int, tuple[Module, float]] = {}
         module = self._ordered() if self.orders.passes is not None else self._chosen()
         score = self._within_budget(module)
         decisions = self.recorded or Decisions(
@@ -217,13 +218,34 @@ class Compiler:
             outcome = self._run([p for p in passes if spelling.spell_pass(p) not in excluded], self.base, trail)
             slower = None if self.recorded else self._slower(outcome.module)
             if slower is None or len(excluded) >= len(passes):
-                self._keep(outcome)
-                self._excluded = excluded
-                return outcome.module
+                break
             culprit = self._culprit(outcome, trail)
             reason = f"{culprit} made the model slower than the input: {slower}"
             self._choices.append(_measured("pass " + culprit, False, reason, slower))
             excluded.append(culprit)
+        if self.recorded is None and (drop := self._rounding(outcome.module)) is not None:
+            excluded = [spelling.spell_pass(one) for one in exact_passes()]
+            reason = f"rounding alone costs {drop:.2g} points, the budget is {self.orders.max_drop:g}"
+            self._choices.append(decision_of("exact passes", False, False, reason, drop=drop))
+            outcome = self._run(self.backend.legalization(), self.base)
+        self._keep(outcome)
+        self._excluded = excluded
+        return outcome.module
+
+    def _rounding(self, module: Module) -> float | None:
+        """What exact passes cost by reassociating sums, where that is more than the budget (a tiny one, or 0)."""
+        if self.inputs.judge is None or self.orders.max_drop is None:
+            return None
+        drop = self._drop_of(module)
+        return drop if drop > self.orders.max_drop else None
+
+    def _drop_of(self, module: Module) -> float:
+        """The drop of a module, judged once: a metric can take minutes."""
+        if self.inputs.judge is None:
+            return 0.0
+        if id(module) not in self._drops:
+            self._drops[id(module)] = (module, self.inputs.judge.drop(module))  # the module keeps its id from reuse
+        return self._drops[id(module)][1]
 
     def _slower(self, module: Module) -> Paired | None:
         """The timing against the input if it shows, and a longer one confirms, that `module` is slower."""
@@ -334,11 +356,10 @@ class Compiler:
     def _pays(self, floating: Module, module: Module) -> tuple[str | None, Paired | None, float | None]:
         """Why INT8 does not pay (None if it does), its timing against float, and its drop."""
         try:
-            drop = None if self.inputs.judge is None else self.inputs.judge.drop(module)
-            if self.orders.max_drop is not None and drop is not None:
-                spent = drop - self._drop_already_ordered(floating)
-                if spent > self.orders.max_drop:
-                    return f"it drops {spent:.4f}, the budget is {self.orders.max_drop:g}", None, drop
+            drop = None if self.inputs.judge is None else self._drop_of(module)
+            spent = (drop or 0.0) - self._drop_already_ordered(floating)
+            if self.orders.max_drop is not None and spent > self.orders.max_drop:
+                return f"it drops {spent:.4f}, the budget is {self.orders.max_drop:g}", None, drop
             self.progress("timing INT8 against float", None)
             paired = time_pair(self.runner, floating, module, self.inputs.probes[0], self._options())
         except JoulecError as error:
@@ -347,9 +368,9 @@ class Compiler:
 
     def _drop_already_ordered(self, floating: Module) -> float:
         """What the user's own orders cost: held against INT8 only where their budget binds everything."""
-        if self.orders.budget_given or self.orders.sparsity is None or self.inputs.judge is None:
+        if self.orders.budget_given or self.orders.sparsity is None:
             return 0.0
-        return self.inputs.judge.drop(floating)
+        return self._drop_of(floating)
 
     # -- the budget ------------------------------------------------------------------------------------------
 
@@ -357,9 +378,9 @@ class Compiler:
         judge = self.inputs.judge
         if judge is None:
             return None
-        score = judge.score(module)
+        drop = self._drop_of(module)
         self._notes += judge.notes
-        drop = judge.baseline - score
+        score = judge.baseline - drop
         binding = self.orders.max_drop is not None and (self.orders.budget_given or not self.orders.spelled())
         if binding and self.orders.max_drop is not None and drop > self.orders.max_drop:
             ordered = ", ".join(self.orders.spelled())

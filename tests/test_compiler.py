@@ -235,6 +235,26 @@ def test_a_slower_look_is_confirmed_by_a_longer_run_before_anything_is_dropped(m
     assert made.runner.timed == 20
 
 
+def test_exact_passes_are_left_out_where_their_rounding_alone_breaks_a_tiny_budget(model: Module) -> None:
+    judge = Scripted(lambda module: 1.0 if "BatchNormalization" in operators(module) else 1.0 - 1e-7)
+    compiled = compiler(model, judge=judge, int8=False, max_drop=0.0, budget_given=True).compile()
+    assert (operators(compiled.module), compiled.score) == (operators(model), 1.0)
+    assert decision(compiled, "exact passes").reason == "rounding alone costs 1e-07 points, the budget is 0"
+    again = compiler(model, judge=judge, recorded=compiled.decisions, int8=False, max_drop=0.0, budget_given=True)
+    assert operators(again.compile().module) == operators(model)
+
+
+def test_a_metric_is_asked_once_for_each_module(model: Module) -> None:
+    asked: list[int] = []
+
+    def score(module: Module) -> float:
+        asked.append(id(module))
+        return 1.0
+
+    compiler(model, int8_costs(2.0, 1.0), Scripted(score)).compile()
+    assert len(asked) == len(set(asked)) == 3  # float, and two ways to quantize
+
+
 class Wrong(Pass):
     """Says it is exact, and is not."""
 
