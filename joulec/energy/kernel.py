@@ -53,6 +53,7 @@ class Plan:
     bypassed: set[ir.Node] = field(default_factory=set)
     integer: set[ir.Node] = field(default_factory=set)
     blocked: set[ir.Value] = field(default_factory=set)
+    _behind: dict[ir.Value, ir.Value | None] = field(default_factory=dict, repr=False)
 
     def bypass(self, node: ir.Node, why: str) -> None:
         """Nothing runs for `node`: its output is its first input."""
@@ -66,9 +67,15 @@ class Plan:
             self.kernels[node] = Kernel(name, runs=False)
 
     def origin(self, value: ir.Value | None) -> ir.Value | None:
-        """The value behind `value` once eliminated nodes are gone."""
+        """The value behind `value` once eliminated nodes are gone.
+
+        Nodes stay eliminated once they are, so how far a walk got is kept: chains of them cost linear time in all.
+        """
+        asked = value
         while value is not None and (node := value.producer()) is not None and node in self.bypassed:
-            value = node.inputs[0]
+            value = self._behind.get(value, node.inputs[0])
+        if asked is not None and asked is not value:
+            self._behind[asked] = value
         return value
 
     def producer(self, value: ir.Value | None) -> ir.Node | None:
