@@ -7,25 +7,33 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from joulec.backends import BACKENDS
 from joulec.backends.base import MODEL_FILE, SESSION_FILE, SessionSettings, write_json
 from joulec.errors import InputError, UnavailableError
+from joulec.ir import walk
+from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.session import open_session
+from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 
 MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE = "manifest.json", "masks.npz", "calibration.json"
 DECISIONS_FILE, REPORT_FILE = "decisions.json", "report.html"
-MAX_JSON = 1 << 28
+MAX_JSON, MAX_SESSION = 1 << 26, 1 << 20
+MAX_MEMBER = 1024
+"""Bytes of an array's name in an archive; zip itself ends at 65,535."""
+
 FILES = frozenset(
     {
         MODEL_FILE, MODEL_FILE + ".data", SESSION_FILE, MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE, DECISIONS_FILE,
@@ -121,41 +129,69 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an .npz whose bytes depend only on the arrays (numpy's own carries no time, but pins no order)."""
+    """Write an .npz whose bytes depend only on the arrays (numpy's own carries no time, but pins no order).
+
+    Names come from a model: those that could lead out of a folder when unpacked are spelled by `member_name`.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
+            info = zipfile.ZipInfo(f"{member_name(name)}.npy")
+            archive.writestr(info, buffer.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def member_name(name: str) -> str:
+    """The name of an array in an archive, harmless as a path: the name itself for all but odd ones.
+
+    Backslashes, `%`, invisible characters, a leading slash and the dots of `.` and `..` become `%XX`, byte by byte;
+    what is too long for an archive is cut and ends in its sha256.
+    """
+    parts = [part.replace(".", "%2E") if part in (".", "..") else _quoted(part) for part in name.split("/")]
+    found = "/".join(parts) if parts[0] else "%2F" + "/".join(parts[1:])
+    if len(found.encode()) <= MAX_MEMBER:
+        return found
+    return f"{found.encode()[: MAX_MEMBER // 2].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _quoted(part: str) -> str:
+    return "".join(quote(c, "") if c in "%\\" or not c.isprintable() else c for c in part)
 
 
 def digests(directory: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file in an artefact except its manifest, by name."""
-    found = {}
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name != MANIFEST_FILE:
-            with file.open("rb") as stream:
-                found[file.name] = {
-                    "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-                    "bytes": file.stat().st_size,
-                }
-    return found
+    names = sorted(file.name for file in directory.iterdir() if file.name != MANIFEST_FILE)
+    return {name: found for name in names if (found := digest(directory / name)) is not None}
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of bounded size.
+def digest(file: Path) -> dict[str, Any] | None:
+    """sha256 and size of a regular file; None if it is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """Read a JSON file of at most `limit` bytes.
 
     Raises:
-        InputError: it is missing, too large or not JSON.
+        InputError: it is missing, not a regular file, too large or not JSON.
     """
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise InputError(f"{path}: larger than {MAX_JSON >> 20} MiB, not one of joulec's files")
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{path}: larger than {limit >> 20} MiB, not one of joulec's files")
+        return json.loads(data.decode())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON: {first_line(error)}") from error
 
 
 def is_current(directory: Path, key: str) -> bool:
@@ -172,23 +208,27 @@ def is_current(directory: Path, key: str) -> bool:
 def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> Any:
     """Open an artefact as an `onnxruntime.InferenceSession` with its own options.
 
-    The artefact is treated as untrusted: options must be on the allow-lists, no custom-operator library is loaded,
-    and external data must lie inside the directory.
+    The artefact is treated as untrusted: options must be on the allow-lists, no custom-operator library and no
+    compiled engine is loaded, every file must lie inside the directory, and be the one that manifest.json names by
+    its sha256. That finds damage; who can write the directory can write a fitting manifest too.
 
     Args:
         directory: what `joulec optimize -o` wrote.
         threads: intra-op threads instead of the artefact's own; 0 leaves it to ONNX Runtime.
 
     Raises:
-        InputError: not an artefact, or one that asks for something not allowed.
+        InputError: not an artefact, one that was changed, or one that asks for something not allowed.
         UnavailableError: the artefact's execution provider is not available on this machine.
     """
     folder = Path(directory)
     if not (folder / MODEL_FILE).is_file():
         raise InputError(f"{folder}: no {MODEL_FILE} here; give the directory that 'joulec optimize -o' wrote")
+    _require_inside(folder)
     settings = _settings(folder)
     _require_provider(settings.provider)
-    read(folder / MODEL_FILE)  # checks structure and external data before ONNX Runtime opens anything
+    _require_unchanged(folder)
+    # Checks structure and external data before ONNX Runtime opens anything.
+    _require_no_engine(read(folder / MODEL_FILE), folder)
     chosen = settings.options() if threads is None else SessionSettings(
         settings.provider, settings.provider_options, threads, settings.config, settings.disabled_optimizers
     ).options()  # fmt: skip
@@ -200,9 +240,40 @@ def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> An
     return session
 
 
+_OPENED = (MODEL_FILE, f"{MODEL_FILE}.data", SESSION_FILE, MANIFEST_FILE)
+"""What `load` reads."""
+
+
+def _require_inside(folder: Path) -> None:
+    inside = folder.resolve()
+    for name in _OPENED:
+        if not (folder / name).resolve().is_relative_to(inside):
+            raise InputError(f"{folder / name}: links to a file outside the artefact")
+
+
+def _require_unchanged(folder: Path) -> None:
+    """Compare what will be opened with the manifest, where there is one: a server may hold only model and session."""
+    if not (folder / MANIFEST_FILE).exists():
+        return
+    manifest = read_json(folder / MANIFEST_FILE)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise InputError(f"{folder / MANIFEST_FILE}: not a manifest of joulec's")
+    for name in _OPENED[:-1]:
+        if files.get(name) != digest(folder / name):
+            raise InputError(f"{folder / name}: is not the file that {MANIFEST_FILE} names; build the artefact again")
+
+
+def _require_no_engine(module: Module, folder: Path) -> None:
+    """EPContext nodes hold or name a provider's compiled engine: code, not a model."""
+    for node in walk.nodes(module.model):
+        if node.op_type == "EPContext":
+            raise InputError(f"{folder / MODEL_FILE}: {walk.label(node)} holds a compiled engine, which is not loaded")
+
+
 def _settings(folder: Path) -> SessionSettings:
     path = folder / SESSION_FILE
-    data = read_json(path)
+    data = read_json(path, MAX_SESSION)
     provider = data.get("provider") if isinstance(data, dict) else None
     for backend in BACKENDS.values():
         if backend.target.provider == provider:

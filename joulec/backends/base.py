@@ -81,7 +81,7 @@ class SessionSettings:
         unknown = set(data) - {"provider", "provider_options", "threads", "config", "disabled_optimizers"}
         _allow(where, "key", unknown, frozenset())
         threads = data.get("threads", 1)
-        if not isinstance(threads, int) or not 0 <= threads <= 1024:
+        if type(threads) is not int or not 0 <= threads <= 1024:
             raise InputError(f"{where}: threads must be an integer from 0 to 1024")
         options, config = _strings(where, data, "provider_options"), _strings(where, data, "config")
         disabled = data.get("disabled_optimizers", [])
@@ -164,5 +164,5 @@ def ir_version_for(module: Module, target: Target) -> int:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write JSON the same way everywhere: sorted keys, two spaces, a final newline."""
-    path.write_text(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON the same way everywhere: sorted keys, two spaces, ASCII (names from a model may hold anything)."""
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -196,7 +196,7 @@ def _refusal(name: str) -> Refusal:
 def to_json(ranges: Mapping[str, Range]) -> str:
     """The text of `calibration.json`: ranges by value name, in order of name."""
     rows = {name: {"low": r.low, "high": r.high, "method": r.method} for name, r in sorted(ranges.items())}
-    return json.dumps({"version": 1, "ranges": rows}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps({"version": 1, "ranges": rows}, indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> dict[str, Range]:
