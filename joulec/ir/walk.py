@@ -17,7 +17,17 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     roots = [model.graph, *(function.graph for function in model.functions.values())]
     for root in roots:
         yield root
-        yield from root.subgraphs()
+        yield from list(_nested(root))  # a list first: callers change graphs while they walk
+
+
+def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """The graphs inside the nodes of `graph`; several times faster than onnx_ir's general iterator."""
+    for node in graph:
+        if not node.attributes:
+            continue
+        for inner in subgraphs(node):
+            yield inner
+            yield from _nested(inner)
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
