@@ -186,7 +186,7 @@ def _scales(plan: Plan, node: ir.Node, source: ir.Value | None) -> bool:
 def follow_blocked(plan: Plan, node: ir.Node) -> None:
     """Pools, Concat, Add and activations of values in the blocked layout keep it."""
     keeps = (*_POOLS, *CONV_ACTIVATIONS, "Add", "Sum", "Mul", "Concat", "BatchNormalization", "GlobalAveragePool")
-    if not is_onnx(node, *keeps):
+    if not plan.blocked or not is_onnx(node, *keeps):
         return
     given = [plan.origin(v) for v in node.inputs if v is not None]
     data = [v for v in given if v not in plan.constants]

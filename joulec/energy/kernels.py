@@ -67,6 +67,8 @@ def _eliminate(plan: Plan, graph: ir.Graph) -> None:
 
 def _does_nothing(node: ir.Node) -> bool:
     """Identity, Dropout without a mask, and Cast to the same dtype; one that makes a graph output copies."""
+    if node.op_type not in ("Identity", "Dropout", "Cast"):
+        return False
     if not node.inputs or not node.outputs or node.inputs[0] is None or node.outputs[0].is_graph_output():
         return False
     if walk.is_onnx(node, "Identity"):

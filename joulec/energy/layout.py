@@ -29,8 +29,10 @@ _REDUCTIONS = frozenset({
 
 def permutation(node: ir.Node) -> tuple[int, ...] | None:
     """The permutation of a Transpose with a plain `perm`, else None."""
+    if not is_onnx(node, "Transpose"):
+        return None
     found = node.attributes.get("perm")
-    if not is_onnx(node, "Transpose") or found is None or found.type != ir.AttributeType.INTS or not node.outputs:
+    if found is None or found.type != ir.AttributeType.INTS or not node.outputs:
         return None
     return tuple(int(axis) for axis in found.as_ints())
 
@@ -70,7 +72,7 @@ class _Regions:
     """Union-find over the layout-agnostic nodes of one graph."""
 
     def __init__(self, graph: ir.Graph, constants: Constants) -> None:
-        agnostic = (node for node in graph if is_onnx(node) and node.op_type in AGNOSTIC)
+        agnostic = (node for node in graph if node.op_type in AGNOSTIC and is_onnx(node))
         self._nodes = [node for node in agnostic if node not in constants.folded]
         self._parent = {node: node for node in self._nodes}
         self._readers: dict[ir.Node, ir.Node] = {}
