@@ -155,6 +155,10 @@ def _places(out: Console, report: Report) -> None:
         out.print(Text(f"report    {place}/report.html"), soft_wrap=True)
 
 
+_BESIDE_NODE = 64
+"""Columns of the estimate's table in front of the node's name, with an operator of usual length."""
+
+
 def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit: int | None = None) -> None:
     """Nodes by energy, then the total and what it leaves out.
 
@@ -168,12 +172,13 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
     nodes = sorted(costly, key=lambda node: (node["joules"] is not None, -(node["joules"] or 0.0)))
     total, free = estimate["total_joules"], len(estimate["nodes"]) - len(costly)
     table = _grid(">energy", ">share", ">interval", "tier", "operator", "*node")
+    room = max(24, out.width - _BESIDE_NODE)
     for node in nodes[:limit]:
         known = node["joules"] is not None
         table.add_row(
             units.joules(node["joules"]), f"{100 * node['joules'] / total:.1f} %" if known and total else "",
             f"{units.joules(node['low'])}–{units.joules(node['high'])}" if known else "", str(node["tier"]),
-            units.safe(node["op"]), units.safe(node["name"], 60),
+            units.safe(node["op"]), units.node(node["name"], room),
         )  # fmt: skip
     out.print(Text(f"{units.safe(model)} on {units.safe(estimate['device'])}", style="bold"))
     out.print(table)

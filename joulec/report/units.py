@@ -22,6 +22,12 @@ def safe(text: object, limit: int = MAX_NAME) -> str:
     return shown if len(value) <= limit else f"{shown}…"
 
 
+def node(name: object, limit: int) -> str:
+    """A node's name in `limit` columns: its end, which tells nodes apart, where it is longer; made harmless."""
+    value = str(name)
+    return safe(value, MAX_NAME) if len(value) <= limit else "…" + safe(value[1 - limit :], MAX_NAME)
+
+
 def _visible(character: str) -> str:
     if unicodedata.category(character) not in _HIDDEN:
         return character

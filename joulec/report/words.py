@@ -15,6 +15,8 @@ TIER_WORDS = {
     "estimated": "estimated: arithmetic and bytes from the graph, coefficients of the device's class; nothing was run",
 }
 
+MAX_NOTES = 4
+"""Notes on an estimate that people are shown; a model with fifty branches has fifty."""
 
 COUNTED = "counted"
 """How exact numbers were obtained."""
@@ -236,9 +238,12 @@ def caveats(estimate: Mapping[str, Any]) -> list[str]:
         lines.append(f"price unknown, not in the total: {_some(estimate['unknown'])}")
     if estimate["assumed"]:
         lines.append(f"taken as 1 because nobody gave it: {_some(estimate['assumed'])} (--shape sets dimensions)")
-    return [*lines, *(units.safe(note, 400) for note in estimate["notes"])]
+    lines += [units.safe(note, 400) for note in estimate["notes"][:MAX_NOTES]]
+    if len(estimate["notes"]) > MAX_NOTES:
+        lines.append(f"and {units.plural(len(estimate['notes']) - MAX_NOTES, 'more note')} on the estimate in --json")
+    return lines
 
 
-def _some(names: Sequence[str], limit: int = 12) -> str:
+def _some(names: Sequence[str], limit: int = 6) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(units.safe(name, 60) for name in names[:limit]) + more
+    return ", ".join(units.node(name, 40) for name in names[:limit]) + more

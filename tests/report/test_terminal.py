@@ -138,3 +138,16 @@ def test_a_comparison_and_a_timing():
     numbers = {"ratio": 1.2, "low": 1.1, "high": 1.3, "base_ms": 2.4, "candidate_ms": 2.0, "rounds": 90, "threads": 1}
     said = words_of(text(terminal.timing, "a.onnx", "b.onnx", numbers))
     assert "1.200x as fast as b.onnx (95 % interval 1.100 to 1.300; 90 paired rounds, 1 thread)" in said
+
+
+def test_fifty_notes_on_an_estimate_are_counted_not_listed():
+    notes = [f"If number {index}: the costlier branch is counted" for index in range(50)]
+    said = words_of(text(terminal.estimate_table, "m.onnx", estimate([node("a", "Add", 1e-6)], notes=notes)))
+    assert "If number 3" in said and "If number 4" not in said
+    assert "and 46 more notes on the estimate in --json" in said
+
+
+def test_each_node_of_an_estimate_is_one_line_with_the_end_of_its_name():
+    nodes = [node(f"model/{'scope/' * 20}layer_{index}", "Conv", 1e-6) for index in range(3)]
+    lines = text(terminal.estimate_table, "m.onnx", estimate(nodes)).splitlines()
+    assert [line[-8:] for line in lines[2:5]] == [f"/layer_{index}" for index in range(3)]

@@ -52,3 +52,9 @@ def test_no_name_can_move_the_cursor(text):
         character.isprintable() or character == "\u3000" or character.isspace() for character in units.safe(text)
     )
     assert not set(units.safe(text)) & set("\x1b\x07\x08\r\n\u202e\u2066")
+
+
+def test_a_long_node_name_keeps_its_end_which_tells_nodes_apart():
+    assert units.node("encoder/layer_0/attention/MatMul_1", 20) == "…/attention/MatMul_1"
+    assert units.node("MatMul_1", 20) == "MatMul_1"
+    assert units.node("a\x1bb", 20) == "a\\x1bb"
