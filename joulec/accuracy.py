@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class MetricJudge(Judge):
 class FidelityJudge(Judge):
     """1 - ||y - y0|| / ||y0|| over all feeds, of the worst output; y0 are the input model's outputs.
 
-    Both models run feed by feed, so memory does not grow with the number of feeds. Outputs whose y0 is all zeros
-    cannot be judged and are named in `zero_outputs`; where they come out as anything else, fidelity is 0.
+    Both models run feed by feed, so memory does not grow with the number of feeds. Outputs whose y0 is all zeros, or
+    holds no finite number, cannot be judged and are named in `zero_outputs`; where zeros come out as anything else,
+    fidelity is 0.
     """
 
     name = "fidelity"
@@ -78,7 +80,8 @@ class FidelityJudge(Judge):
         if not self.zero_outputs:
             return ()
         names = ", ".join(f"'{name}'" for name in self.zero_outputs)
-        return (f"all zeros in the input model, so that fidelity says nothing about it: output {names}",)
+        said = "all zeros in the input model, or nothing finite, so that fidelity says nothing about it"
+        return (f"{said}: output {names}",)
 
     def score(self, module: Module) -> float:
         reference = self._runner.load(self._reference, options=self._options)
@@ -106,13 +109,30 @@ class FidelityJudge(Judge):
 
 
 def _squares(expected: Any, actual: Any) -> tuple[float, float]:
-    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "biuf":
-        same = np.array_equal(np.asarray(expected, object), np.asarray(actual, object))
-        return (0.0 if same else 1.0), 1.0
-    if expected.shape != np.shape(actual):
+    """Squared norms of the difference and of `expected`, over its finite numbers; the others must be the same."""
+    if not _is_real(expected) or not _is_real(actual):
+        return (0.0 if _same(expected, actual) else 1.0), 1.0
+    if expected.shape != actual.shape:
         return 1.0, 1.0
-    one, other = expected.astype(np.float64), np.asarray(actual).astype(np.float64)
-    both = np.isfinite(one)
-    if not np.array_equal(both, np.isfinite(other)):
+    one, other = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(other)) or not _same(one[~finite], other[~finite]):
         return float("inf"), 1.0
-    return float(np.sum((one - other)[both] ** 2)), float(np.sum(one[both] ** 2))
+    one, other = one[finite], other[finite]
+    return float(np.sum((one - other) ** 2)), float(np.sum(one**2))
+
+
+def _is_real(value: Any) -> bool:
+    """Whether `value` is an array of real numbers; numpy files the small floats of ml_dtypes under `V`."""
+    return isinstance(value, np.ndarray) and (value.dtype.kind in "biuf" or "float" in value.dtype.name)
+
+
+def _same(expected: Any, actual: Any) -> bool:
+    """Equality of strings, complex numbers, sequences of tensors, maps and absent optionals; NaN equals NaN."""
+    if isinstance(expected, Mapping):
+        return isinstance(actual, Mapping) and _same(list(expected.items()), list(actual.items()))
+    if isinstance(expected, list | tuple):
+        pairs = zip(expected, actual, strict=False)
+        return len(expected) == len(actual) and all(_same(one, other) for one, other in pairs)
+    one, other = np.asarray(expected), np.asarray(actual)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc" and other.dtype.kind in "fc")

@@ -92,7 +92,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 def _add_file(digest: _Hash, path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         with path.open("rb") as stream:
             while chunk := stream.read(CHUNK):

@@ -101,7 +101,7 @@ def fit_feed(feed: Mapping[str, object], wanted: Mapping[str, Slot], where: str,
     """The arrays of one feed, in the model's input order, checked and cast.
 
     Raises:
-        InputError: an array is missing, or its shape or element type does not fit.
+        InputError: an array is missing, its shape or element type does not fit, or all arrays are empty.
     """
     check_names(feed, wanted, where, notes)
     bound: dict[str, tuple[int, str]] = {}
@@ -111,6 +111,9 @@ def fit_feed(feed: Mapping[str, object], wanted: Mapping[str, Slot], where: str,
         check_shape(array.shape, slot, where)
         _bind(array.shape, slot, where, bound)
         fitted[name] = cast(array, slot, where, notes)
+    if fitted and not any(array.size for array in fitted.values()):
+        shapes = ", ".join(f"'{name}' {list(array.shape)}" for name, array in fitted.items())
+        raise InputError(f"{where}: holds no numbers: {shapes}")
     return fitted
 
 

@@ -250,7 +250,7 @@ def _buffered(feeds: Iterable[Any], name: str) -> list[Any]:
 def _fitted(source: _Source, wanted: Mapping[str, Slot], notes: Notes) -> Iterator[Feed]:
     for where, feed in source.open():
         if not isinstance(feed, Mapping):
-            raise InputError(f"{where}: is a {type(feed).__name__}; a feed is a dict of input name to array")
+            raise InputError(f"{where}: is of type {type(feed).__name__}; a feed is a dict of input name to array")
         yield fit_feed(feed, wanted, where, notes)
 
 

@@ -56,7 +56,7 @@ class UserFunction:
             yield
         except JoulecError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit in a metric must not decide joulec's own exit code
             raise InputError(f"{self.name} failed{_where(error, self.path)}: {_say(error)}") from error
 
 
@@ -186,7 +186,7 @@ def _where(error: BaseException, path: Path | None) -> str:
     if path is None:
         return ""
     if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
+        return f" at line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f" at line {lines[-1]}" if lines else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,6 @@ def test_random_is_itself_and_missing_files_are_refused(tmp_path):
     assert data_fingerprint("random") == data_fingerprint("random")
     with pytest.raises(InputError, match="no such file"):
         data_fingerprint(tmp_path / "none.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match=r"pipe\.npz: not a regular file"):
+        data_fingerprint(tmp_path / "pipe.npz")

@@ -178,6 +178,15 @@ def test_missing_and_empty_data(tmp_path):
     assert "holds no arrays" in refusal(save(tmp_path / "nothing.npz"))
     assert "holds no feeds" in refusal([])
     assert "holds no feeds" in refusal(lambda: iter([]))
+    empty = np.zeros((3, 0, 2, 3), np.float32)
+    assert "e.npz, row 0: holds no numbers: 'x' [0, 2, 3]" in refusal(save(tmp_path / "e.npz", x=empty))
+
+
+def test_one_empty_array_among_others_is_data(tmp_path):
+    """A decoder's first step has a cache of length 0."""
+    inputs = [model_input("x"), model_input("past", ("batch", "length", 4))]
+    path = save(tmp_path / "c.npz", x=SAMPLES, past=np.zeros((4, 0, 4), np.float32))
+    assert load_feeds(path, inputs).head(1)[0]["past"].shape == (1, 0, 4)
 
 
 def test_wrong_names(tmp_path):
@@ -229,7 +238,7 @@ def test_functions_that_fail_are_told_in_one_line(tmp_path):
     assert "'value' is not a function" in refusal(f"{path}:value")
     assert "name the function too" in refusal(str(path))
     assert "no such file" in refusal(f"{tmp_path}/missing.py:f")
-    assert "data, feed 0: is a list" in refusal([[1, 2]])
+    assert "data, feed 0: is of type list; a feed is a dict" in refusal([[1, 2]])
 
 
 @given(

@@ -51,6 +51,14 @@ def test_failures_name_the_users_file_and_line(tmp_path):
     assert "fails to load at line 1: SyntaxError" in failure(load_function, f"{path}:bad")
     path.write_text("import sys\nsys.exit(0)\n")
     assert "fails to load at line 2: SystemExit" in failure(load_function, f"{path}:bad")
+    path.write_bytes(b"\xff\xfe\0")
+    assert failure(load_function, f"{path}:bad").startswith(f"{path}: fails to load: SyntaxError")
+
+
+def test_a_metric_cannot_end_joulec(tmp_path):
+    path = tmp_path / "m.py"
+    path.write_text("import sys\ndef bad(infer):\n    sys.exit(0)\n")
+    assert failure(load_metric(f"{path}:bad"), None) == "m.py:bad failed at line 3: SystemExit: 0"
 
 
 def test_what_joulec_raises_inside_a_metric_stays_what_it_is():
