@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from joulec.energy.ops_reduce import SOFTMAX
 from joulec.energy.view import Cost, Unpriced, View, at, flops
 
@@ -26,7 +24,7 @@ def attention(view: View) -> Cost:
 
 
 def packed_attention(view: View) -> Cost:
-    """com.microsoft Attention, QAttention: X (B, S, I) times W (I, 3*D) with bias, then attention over D."""
+    """com.microsoft Attention: X (B, S, I) times W (I, 3*D) with bias, then attention over D."""
     batch, steps, width = (view.dim(0, axis) for axis in (0, 1, 2))
     columns, inner = view.dim(1, -1), view.out_dims()
     projected = 2 * batch * steps * width * columns
@@ -34,8 +32,20 @@ def packed_attention(view: View) -> Cost:
     return Cost(flops((view.matrix, projected), (view.vector, batch * steps * columns), *after.flops.items()))
 
 
+def quantized_attention(view: View) -> Cost:
+    """QAttention: the projection in int8, scaled per output, then attention in float; past is input 8."""
+    batch, steps, width = (view.dim(0, axis) for axis in (0, 1, 2))
+    projected = batch * steps * view.dim(1, -1)
+    past = view.dim(8, 3) if view.has(8) else 0
+    inner, heads = at(view.out_dims(), -1), view.integer("num_heads", 1)
+    plain = View(view.node, view.sizes, "fp32")
+    after = scores(plain, batch, steps, steps + past, inner, inner, heads)
+    return Cost(flops(("int8-matrix", 2 * projected * width), ("fp32", 2 * projected), *after.flops.items()))
+
+
 def _past(view: View) -> int:
-    return view.dim(4, 3) if view.node.op_type == "Attention" and view.has(4) else 0
+    """The length of the past state (2, batch, heads, past, head size), input 4."""
+    return view.dim(4, 3) if view.has(4) else 0
 
 
 def multi_head(view: View) -> Cost:
@@ -68,14 +78,25 @@ def rotary(view: View) -> Cost:
 
 
 def linear_attention(view: View) -> Cost:
-    """LinearAttention: a state of D_k x D_v per head updated and read at each step: 4 * steps * H * D_k * D_v."""
+    """LinearAttention: Q (B, T, Hq*Dk), V (B, T, Hkv*Dv), a state of Dk x Dv per key head.
+
+    Per step: 2 * Dk * Dv per query head to read the state, 2 per key head to update it; the delta rules read it once
+    more (2), the gated ones decay it (1).
+    """
     q, v = view.dims(0), view.dims(2)
-    steps = math.prod(q[:-1]) if q else 1
-    return Cost(flops((view.matrix, 4 * steps * at(q, -1) * at(v, -1))))
+    heads, kv_heads = view.integer("q_num_heads", 0), view.integer("kv_num_heads", 0)
+    if len(q) != 3 or len(v) != 3 or heads < 1 or kv_heads < 1:
+        raise Unpriced("Q and V must have rank 3, and q_num_heads and kv_num_heads be given")
+    rule = view.attr("update_rule", b"gated_delta")
+    name = rule.decode() if isinstance(rule, bytes) else str(rule)
+    per_key = 2 + 2 * ("delta" in name) + ("gated" in name)
+    state = (q[2] // heads) * (v[2] // kv_heads)
+    return Cost(flops((view.matrix, q[0] * q[1] * state * (2 * heads + per_key * kv_heads))))
 
 
 TABLE = {"Attention": attention, "RotaryEmbedding": rotary, "LinearAttention": linear_attention}
 MICROSOFT = {
-    "Attention": packed_attention, "QAttention": packed_attention, "MultiHeadAttention": multi_head,
+    "Attention": packed_attention, "QAttention": quantized_attention, "MultiHeadAttention": multi_head,
     "DecoderMaskedMultiHeadAttention": multi_head, "GroupQueryAttention": group_query, "RotaryEmbedding": rotary,
+    "MRotaryEmbedding": rotary, "LinearAttention": linear_attention,
 }  # fmt: skip

@@ -37,6 +37,8 @@ PER_ELEMENT: Mapping[str, int] = {
     "Pow": 2 * EXPONENTIAL + 1,
     "Bernoulli": 20, "RandomNormal": 40, "RandomNormalLike": 40, "RandomUniform": 20, "RandomUniformLike": 20,
     **dict.fromkeys(["HannWindow", "HammingWindow", "BlackmanWindow"], EXPONENTIAL + 3),
+    "Scale": SIMPLE, "Affine": 2, "ImageScaler": 2, "ScaledTanh": RATIONAL + 2,
+    "ParametricSoftplus": 2 * EXPONENTIAL + 4,
 }  # fmt: skip
 
 MICROSOFT_PER_ELEMENT: Mapping[str, int] = {

@@ -127,10 +127,16 @@ def qgemm(view: View) -> Cost:
 
 
 def matmul_nbits(view: View) -> Cost:
-    """MatMulNBits, MatMulBnb4, MatMulFpQ4: weights unpacked once per run (2 per weight), then float products."""
+    """MatMulNBits, MatMulBnb4, MatMulFpQ4: weights unpacked once per run (2 per weight), then float products.
+
+    With accuracy_level 4, A is quantized at run time (5 per element) and the products are int8, scaled per output.
+    """
     inner, columns = view.integer("K", 0), view.integer("N", 0)
     if not inner or not columns:
         raise Unpriced("attributes K and N are missing")
+    if view.integer("accuracy_level", 0) == 4:
+        around = 5 * view.n() + view.m() + 2 * inner * columns
+        return Cost(flops(("int8-matrix", 2 * view.m() * inner), ("fp32", around)))
     return Cost(flops((view.matrix, 2 * view.m() * inner), (view.vector, 2 * inner * columns)))
 
 
@@ -186,6 +192,21 @@ def _index_sizes(view: View, terms: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
+def nhwc_conv(view: View) -> Cost:
+    """NhwcConv, NhwcFusedConv: a Conv of channels-last X; W is (C_out, *kernel, C_in / groups)."""
+    dense = view.dim(1, -1) >= MATRIX_CHANNELS or view.integer("group", 1) == 1
+    kind = view.matrix if dense else view.vector
+    return Cost(flops((kind, _products(view, 1)), (view.vector, view.m() * view.has(2))))
+
+
+def qmoe(view: View) -> Cost:
+    """QMoE: a MoE whose expert weights (inputs 2, 5, 8: E, N, K packed) are unpacked, 2 per weight of k experts."""
+    rows, chosen = math.prod(view.dims(0)[:-1]), view.integer("k", 1)
+    packed = 8 // max(view.integer("expert_weight_bits", 4), 1)
+    experts = sum(math.prod(view.dims(i)[1:]) * packed for i in (2, 5, 8) if len(view.dims(i)) == 3)
+    return Cost(flops((view.matrix, 2 * rows * chosen * experts), (view.vector, 2 * chosen * experts)))
+
+
 def moe(view: View) -> Cost:
     """MoE: each row visits k experts; expert weights are (E, H, I) and (E, I, H): 2 * rows * k * (H*I + I*H)."""
     rows = math.prod(view.dims(0)[:-1])
@@ -203,6 +224,7 @@ MICROSOFT = {
     "FusedMatMul": fused_matmul, "TransposeMatMul": fused_matmul, "FusedGemm": gemm, "QGemm": qgemm,
     "MatMulIntegerToFloat": matmul_integer_to_float, "DynamicQuantizeMatMul": dynamic_quantize_matmul,
     "MatMulInteger16": matmul, "MatMulNBits": matmul_nbits, "MatMulBnb4": matmul_nbits, "MatMulFpQ4": matmul_nbits,
-    "SparseToDenseMatMul": sparse_matmul, "MoE": moe, "CausalConvWithState": causal_conv,
+    "SparseToDenseMatMul": sparse_matmul, "MoE": moe, "QMoE": qmoe, "FusedMatMulActivation": fused_matmul,
+    "NhwcConv": nhwc_conv, "NhwcFusedConv": nhwc_conv, "CausalConvWithState": causal_conv,
 }  # fmt: skip
 NCHWC = {"Conv": conv}

@@ -10,6 +10,9 @@ from joulec.energy.view import Cost, View, flops
 # gates, and elementwise operations per hidden unit and step besides biases: nonlinearities and the state update.
 GATES = {"RNN": (1, RATIONAL), "GRU": (3, 3 * RATIONAL + 5), "LSTM": (4, 5 * RATIONAL + 4)}
 
+PEEPHOLES = 6
+"""A multiply-add of the cell state for each of the input, output and forget gates."""
+
 
 def recurrent(op: str, matrix: str | None = None) -> Callable[[View], Cost]:
     """Per step and direction: 2 * batch * gates * H * (I + H) for W.x and R.h, biases, nonlinearities.
@@ -25,7 +28,8 @@ def recurrent(op: str, matrix: str | None = None) -> Callable[[View], Cost]:
         units = steps * batch * directions * hidden
         products = 2 * units * gates * (width + hidden)
         biases = 2 * gates * units if view.has(3) else 0
-        return Cost(flops((matrix or view.matrix, products), (view.vector, biases + elementwise * units)))
+        peepholes = PEEPHOLES * units if op == "LSTM" and view.has(7) else 0
+        return Cost(flops((matrix or view.matrix, products), (view.vector, biases + peepholes + elementwise * units)))
 
     return formula
 

@@ -16,6 +16,12 @@ def pool(view: View) -> Cost:
     return view.cost(view.m() * (window + average))
 
 
+def nhwc_pool(view: View) -> Cost:
+    """NhwcMaxPool: a MaxPool whose channels are the last dimension."""
+    window = math.prod(view.attr("kernel_shape", ()) or view.dims(0)[1:-1])
+    return view.cost(view.m() * window)
+
+
 def lp_pool(view: View) -> Cost:
     """LpPool: |x|^p and a sum per window element (3), a root per output."""
     window = math.prod(view.attr("kernel_shape", ()) or view.dims(0)[2:])
@@ -106,7 +112,8 @@ MICROSOFT = {
     "SkipLayerNormalization": skip_norm, "SkipSimplifiedLayerNormalization": skip_norm,
     "SimplifiedLayerNormalization": per_input(4), "EmbedLayerNormalization": embed_norm,
     "QEmbedLayerNormalization": embed_norm, "GroupNorm": per_input(MOMENTS), "GatedRMSNorm": per_input(RATIONAL + 6),
-    "NhwcMaxPool": pool, "MaxpoolWithMask": pool, "CropAndResize": region_pool, "Unique": unique,
+    "BiasSoftmax": per_input(SOFTMAX + 1), "SkipGroupNorm": skip_norm, "BranchwiseRMSNorm": per_input(4),
+    "NhwcMaxPool": nhwc_pool, "MaxpoolWithMask": pool, "CropAndResize": region_pool, "Unique": unique,
 }  # fmt: skip
 NCHWC = {
     "MaxPool": pool, "AveragePool": pool, "GlobalAveragePool": global_pool, "GlobalMaxPool": global_pool,
