@@ -21,6 +21,8 @@ def format_of(path: Path) -> str:
         mode = path.stat().st_mode
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except ValueError:  # a zero byte
+        raise InputError(f"{path}: not the name of a file") from None
     if stat.S_ISDIR(mode):
         if (path / "saved_model.pb").is_file():
             return "saved-model"

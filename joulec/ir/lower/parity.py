@@ -10,6 +10,7 @@ import numpy as np
 
 from joulec.errors import CheckError
 from joulec.ir.module import Module
+from joulec.ir.precision import precision_of
 from joulec.ir.runner import LocalRunner
 from joulec.ir.session import SessionOptions
 from joulec.ir.values import Array
@@ -68,21 +69,24 @@ def check(module: Module, source: Callable[[dict[str, Array]], Outputs], *, quan
     if any(feed is None for feed in feeds):
         return Parity({}, 0, "not compared: an input is of a type that cannot be made up")
     worst: dict[str, float] = {}
+    inside = QUANTIZED_TOLERANCE if quantized else TOLERANCE.get(precision_of(module), 0.0)
     with LocalRunner() as runner:
         handle = runner.load(module, options=SessionOptions(optimization="basic"))
         for feed in feeds[: 2 if _symbolic(module) else 1]:
             if feed is not None:
-                _compare(runner.run(handle, feed), source(feed), worst, quantized)
+                _compare(runner.run(handle, feed), source(feed), worst, inside)
     return Parity(worst, 2 if _symbolic(module) else 1)
 
 
-def _compare(lowered: Outputs, source: Outputs, worst: dict[str, float], quantized: bool) -> None:
+def _compare(lowered: Outputs, source: Outputs, worst: dict[str, float], inside: float) -> None:
+    """Compare each output; `inside` is what the precision inside the model allows, whatever its outputs are cast to."""
     for name, found in lowered.items():
         expected = np.asarray(source[name])
         if expected.shape != found.shape:
             raise CheckError(f"parity: output '{name}' has shape {found.shape}, the source gives {expected.shape}")
         difference, scale = _difference(found, expected)
-        allowed = QUANTIZED_TOLERANCE if quantized else TOLERANCE.get(expected.dtype.name, 0.0)
+        own = TOLERANCE.get(expected.dtype.name, 0.0)
+        allowed = max(own, inside) if own else 0.0
         if not difference <= allowed * scale + (FLOOR if allowed else 0.0):
             raise CheckError(
                 f"parity: output '{name}' differs from the source framework's by {difference:.3g} "

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from joulec.errors import InputError, missing_extra
+from joulec.ir import walk
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_file import read
 from joulec.ir.shapes import first_line
@@ -63,35 +64,73 @@ def from_live(source: Any) -> Lowered:
 def lower_keras(model: Any) -> tuple[Module, Callable[[dict[str, Array]], Mapping[str, Array]]]:
     """A Keras model as a module, and its own function from named inputs to named outputs."""
     tf = tensorflow()
-    if not getattr(model, "inputs", None):
-        raise InputError("the Keras model is not built; call it on data or give it an Input")
+    structure, values = _declared_inputs(model)
+    names = _unique([str(value.name or f"input_{i}").split(":")[0].replace("/", "_") for i, value in enumerate(values)])
     specs = [
-        tf.TensorSpec(tuple(value.shape), value.dtype, name=name)
-        for value, name in zip(model.inputs, _input_names(model), strict=True)
+        tf.TensorSpec(tuple(value.shape), value.dtype, name=name) for value, name in zip(values, names, strict=True)
     ]
 
     @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
     def call(*inputs: Any) -> Any:
-        return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        return model(structure(inputs), training=False)
 
-    concrete = call.get_concrete_function()
-    names = _output_names(model, concrete.structured_outputs, len(tf.nest.flatten(concrete.structured_outputs)))
-    return lower_function(concrete, [spec.name for spec in specs], names, "keras")
-
-
-def _input_names(model: Any) -> list[str]:
-    names = [str(value.name).split(":")[0] for value in model.inputs]
-    return _unique([name.replace("/", "_") for name in names])
+    try:
+        concrete = call.get_concrete_function()
+    except Exception as error:
+        raise InputError(f"the Keras model cannot be traced: {first_line(error)}") from error
+    outputs, order = _output_names(model, concrete.structured_outputs)
+    return lower_function(concrete, names, outputs, "keras", order)
 
 
-def _output_names(model: Any, outputs: Any, count: int) -> list[str]:
+def _declared_inputs(model: Any) -> tuple[Callable[[Sequence[Any]], Any], Sequence[Any]]:
+    """How a flat list of inputs becomes the model's argument (a tensor, list or dict), and the inputs in that order."""
+    import keras
+
+    if getattr(model, "inputs", None):
+        structure = getattr(model, "_inputs_struct", None)
+        if isinstance(structure, Mapping):
+            return (lambda flat: keras.tree.pack_sequence_as(structure, list(flat))), model.inputs
+        return (lambda flat: flat[0] if len(flat) == 1 else list(flat)), model.inputs
+    if not getattr(model, "built", False):
+        raise InputError("the Keras model is not built; call it on data or give it an Input")
+    try:  # a subclassed model: what its first call was given, as Keras's own export finds it
+        from keras.src.export.export_utils import get_input_signature
+
+        (signature,) = get_input_signature(model)
+        return (lambda flat: keras.tree.pack_sequence_as(signature, list(flat))), keras.tree.flatten(signature)
+    except Exception as error:
+        raise InputError(
+            "the Keras model declares no inputs; wrap it in a tf.function with an input_signature"
+        ) from error
+
+
+def _output_names(model: Any, outputs: Any) -> tuple[list[str], list[str]]:
+    """Public names in the order of the flattened outputs, and in the order that the model declares."""
     if isinstance(outputs, Mapping):
-        return [str(key) for key in sorted(outputs)]
+        return _mapped_names(outputs)
+    count = len(tensorflow().nest.flatten(outputs))
     names = list(getattr(model, "output_names", None) or [])
     if len(names) != count:
         last = getattr(model, "layers", None)
         names = [last[-1].name if last and count == 1 else f"output_{index}" for index in range(count)]
-    return _unique([str(name) for name in names])
+    found = _unique([str(name) for name in names])
+    return found, found
+
+
+def _mapped_names(outputs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """A dict of outputs: TensorFlow flattens it by sorted keys, the user wrote it in an order of their own."""
+    flat = _paths("", {key: outputs[key] for key in sorted(outputs)})
+    return flat, _paths("", outputs)
+
+
+def _paths(path: str, value: Any) -> list[str]:
+    """`a`, `b/0`, `b/1` for `{"a": tensor, "b": [tensor, tensor]}`; what is below the first level comes sorted."""
+    if isinstance(value, Mapping):
+        items = value.items() if not path else sorted(value.items())
+        return [found for key, item in items for found in _paths(f"{path}/{key}" if path else str(key), item)]
+    if isinstance(value, list | tuple):
+        return [found for index, item in enumerate(value) for found in _paths(f"{path}/{index}", item)]
+    return [path]
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -112,15 +151,16 @@ def lower_concrete(
     inputs = [t for t in concrete.inputs if id(t) not in captured]
     outputs = concrete.structured_outputs
     if isinstance(outputs, Mapping):
-        names = [str(key) for key in sorted(outputs)]
+        names, order = _mapped_names(outputs)
+        order = sorted(order) if kind == "saved-model" else order  # a protobuf map has no order of its own
     else:
         flat = tf.nest.flatten(outputs)
-        names = ["output"] if len(flat) == 1 else [f"output_{i}" for i in range(len(flat))]
-    return lower_function(concrete, [t.name.split(":")[0] for t in inputs], names, kind)
+        names = order = ["output"] if len(flat) == 1 else [f"output_{i}" for i in range(len(flat))]
+    return lower_function(concrete, [t.name.split(":")[0] for t in inputs], names, kind, order)
 
 
 def lower_function(
-    concrete: Any, inputs: Sequence[str], outputs: Sequence[str], kind: str
+    concrete: Any, inputs: Sequence[str], outputs: Sequence[str], kind: str, order: Sequence[str]
 ) -> tuple[Module, Callable[[dict[str, Array]], Mapping[str, Array]]]:
     """Convert a ConcreteFunction.
 
@@ -129,6 +169,7 @@ def lower_function(
         inputs: public names, in the order of the function's arguments.
         outputs: public names, in the order of its flattened outputs.
         kind: the origin's format.
+        order: the same output names in the order they shall have.
     """
     tf = tensorflow()
     proto = _convert(concrete)
@@ -138,6 +179,8 @@ def lower_function(
     arguments = [t for t in concrete.inputs if t.name not in captured and t.dtype != tf.resource]
     _rename(model, [t.name for t in arguments], inputs, outputs)
     _name_dimensions(model, arguments, [t for t in concrete.outputs if t is not None])
+    _trim_identities(model)
+    model.graph.outputs[:] = sorted(model.graph.outputs, key=lambda value: order.index(str(value.name)))
     module = read(ir.to_proto(model))
     module.origin = Origin(kind, None, module.origin.notes)
 
@@ -169,11 +212,32 @@ def _convert(concrete: Any) -> onnx.ModelProto:
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(frozen, name="")
             with tf_loader.tf_session(graph=graph):
-                found = tfonnx.process_tf_graph(graph, opset=LOWERED_OPSET, input_names=inputs, output_names=outputs)
+                found = tfonnx.process_tf_graph(
+                    graph, opset=LOWERED_OPSET, input_names=inputs, output_names=outputs,
+                    custom_op_handlers={"Erfc": (_erfc, [])},
+                )  # fmt: skip
         proto: onnx.ModelProto = found.make_model("lowered by tf2onnx")
         return proto
     except Exception as error:
         raise InputError(f"tf2onnx cannot convert the model: {first_line(error)}") from error
+
+
+def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """erfc(x) = 1 - erf(x), which tf2onnx does not know; every exact GELU of Keras holds it."""
+    dtype, shape = context.get_dtype(node.output[0]), context.get_shape(node.output[0])
+    one = context.make_const(f"{name}_one", np.ones((), ir.DataType(dtype).numpy()))
+    erf = context.make_node("Erf", [node.input[0]], dtypes=[dtype], shapes=[shape])
+    context.remove_node(node.name)
+    context.make_node(
+        "Sub", [one.output[0], erf.output[0]], name=name, outputs=node.output, dtypes=[dtype], shapes=[shape]
+    )
+
+
+def _trim_identities(model: ir.Model) -> None:
+    """tf2onnx turns TensorListFromTensor into an Identity and leaves it the list's element shape as a second input."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Identity" and node.domain in walk.ONNX_DOMAINS and len(node.inputs) > 1:
+            node.resize_inputs(1)
 
 
 def _bind_captured(model: ir.Model, captured: Mapping[str, Any]) -> None:
