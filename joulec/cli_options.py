@@ -29,6 +29,9 @@ CONFIG_PATHS = frozenset({"data", "metric", "custom_ops"})
 RENAMED = {"plugin": "plugins"}
 """Options that the Python interface spells otherwise."""
 
+MAX_THREADS = 1024
+"""The same as in session.json."""
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(|[KMGT]i?B?|B)", re.IGNORECASE)
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(|ms|s|m|min|h)", re.IGNORECASE)
 _SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -71,12 +74,21 @@ def _from_config(path: Path) -> dict[str, Any]:
 def _values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The same options with their texts parsed."""
     result = {RENAMED.get(name, name): value for name, value in chosen.items()}
+    _require_sane(result)
     result["limits"] = limits(result.pop("memory_limit", None), result.pop("time_limit", None))
     if "max_drop" in result:
         result["max_drop"] = drop(result["max_drop"])
     if "shape" in result:
         result["shape"] = shapes(result["shape"])
     return result
+
+
+def _require_sane(chosen: Mapping[str, Any]) -> None:
+    """The bounds that flags state for themselves; joulec.toml has none."""
+    if not 1 <= chosen.get("threads", 1) <= MAX_THREADS:
+        raise InputError(f"--threads {chosen['threads']}: write a number from 1 to {MAX_THREADS}")
+    if chosen.get("seed", 0) < 0:
+        raise InputError(f"--seed {chosen['seed']}: write a number from 0")
 
 
 def shapes(given: Any) -> dict[str, int | tuple[int, ...]] | None:
@@ -266,11 +278,17 @@ TimeLimit = Annotated[
 Threads = Annotated[
     int | None,
     _option(
-        "--threads", metavar="N", min=1, panel=_MACHINE, help="Threads to measure with and to emit for. Default: 1."
+        "--threads",
+        metavar="N",
+        min=1,
+        max=MAX_THREADS,
+        panel=_MACHINE,
+        help="Threads to measure with and to emit for. Default: 1.",
     ),
 ]
 Seed = Annotated[
-    int | None, _option("--seed", metavar="N", panel=_MACHINE, help="Seed of random and synthetic data. Default: 0.")
+    int | None,
+    _option("--seed", metavar="N", min=0, panel=_MACHINE, help="Seed of random and synthetic data. Default: 0."),
 ]
 Device = Annotated[
     str | None,

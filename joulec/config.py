@@ -52,7 +52,7 @@ def load_config(path: str | Path, known: Mapping[str, Any], paths: Collection[st
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise InputError(f"{file}: no such file")
+        raise InputError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
     try:
         with file.open("rb") as stream:
             data = stream.read(SIZE_LIMIT + 1)

@@ -11,6 +11,11 @@ from typing import Any
 from joulec.backends.artefact import read_json
 from joulec.backends.base import write_json
 from joulec.errors import InputError
+from joulec.ir.shapes import first_line
+from joulec.passes import spelling
+from joulec.passes.default import exact_passes
+from joulec.passes.quantize import Quantize
+from joulec.passes.upgrade_opset import UpgradeOpset
 from joulec.report.data import Data, Decision, Latency, StepReport
 
 VERSION = 1
@@ -62,14 +67,30 @@ def from_file(path: Path, target: str, orders: tuple[str, ...] = ()) -> Decision
         raise InputError(f"{file}: not a decisions file of version {VERSION}")
     try:
         found = Decisions.from_json({key: value for key, value in data.items() if key != "version"})
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{file}: not a decisions file: {error}") from error
+        _check_passes(found)
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{file}: not a decisions file: {first_line(error)}") from error
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     if found.target != target:
         raise InputError(f"{file}: made for target '{found.target}', not '{target}'")
     if found.orders != orders:
         made, now = (" ".join(said) or "no orders" for said in (found.orders, orders))
         raise InputError(f"{file}: made with {made}, this build has {now}; give the same, or leave --decisions out")
     return found
+
+
+def _check_passes(found: Decisions) -> None:
+    """Passes that joulec does not choose by itself were not decided by it.
+
+    Raises:
+        InputError: a spelling that names no such pass.
+    """
+    known = {type(one).pass_name(): type(one) for one in (UpgradeOpset(), *exact_passes())}
+    for spelled in found.excluded:
+        spelling.parse(spelled, known)
+    if found.int8 is not None and len(spelling.parse(found.int8, {Quantize.pass_name(): Quantize})) != 1:
+        raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
 
 
 def cached(key: str, target: str, orders: tuple[str, ...]) -> Decisions | None:

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from joulec.errors import InputError
+
 PACKAGES = tuple("joulec numpy onnx onnx-ir onnxruntime onnxruntime-gpu tensorflow tf2onnx keras torch".split())
 
 
@@ -26,7 +28,13 @@ def content_key(parts: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """sha256 over a file, or over the names and contents of a directory's regular files, read in chunks."""
+    """sha256 over a file, or over the names and contents of a SavedModel's regular files, read in chunks.
+
+    Raises:
+        InputError: another directory: it may be a whole disk.
+    """
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
+        raise InputError(f"{path}: a directory without saved_model.pb, so not a SavedModel")
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink())
     for file in files:

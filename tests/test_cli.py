@@ -95,6 +95,8 @@ def test_the_help_is_readable_at_80_columns():
         (["optimize", "m.onnx", "-o", "d", "--shape", "batch"], "--shape 'batch': 'batch' is not NAME=SIZE"),
         (["optimize", "m.onnx", "-o", "d", "--config", "none.toml"], "none.toml: no such file"),
         (["optimize", "m.onnx", "-o", "d", "--threads", "0"], "--threads"),
+        (["optimize", "m.onnx", "-o", "d", "--threads", "100000"], "--threads"),
+        (["optimize", "m.onnx", "-o", "d", "--seed", "-1"], "--seed"),
         (["estimate"], "Missing argument"),
         (["verify", "a.onnx"], "Missing argument"),
     ],
@@ -190,6 +192,13 @@ def test_flags_win_over_the_file(tmp_path: Path):
         "model": tmp_path / "m.keras", "out": Path("b"), "max_drop": None, "int8": False, "threads": 4,
         "plugins": [str(tmp_path / "p.py"), "entry"], "target": ["cpu", "cuda"], "shape": {"batch": 8},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["threads = 0", "threads = 100000", "seed = -1"])
+def test_the_bounds_of_flags_hold_in_the_file(call, tmp_path: Path, line: str):
+    (tmp_path / "joulec.toml").write_text(f'model = "m.onnx"\n{line}\n')
+    code, _, err = call("optimize", "--config", str(tmp_path / "joulec.toml"), "-o", "d")
+    assert code == 2 and err.startswith(f"error: --{line.replace(' = ', ' ')}: write a number from ")
 
 
 def test_an_unknown_key_is_exit_2(call, tmp_path: Path):

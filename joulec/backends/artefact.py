@@ -114,8 +114,10 @@ def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` whose file (and `<name>.data`) takes its place when the block ends without an error.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or something other than a file is there.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: exists and is not a regular file; choose another one")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:

@@ -82,7 +82,7 @@ def synthetic_feeds(inputs: Iterable[ir.Value], shapes: Shapes | None = None, co
     """Seeded inputs for timing and equivalence, never for calibration or accuracy.
 
     Raises:
-        InputError: an input declares no rank, or needs more memory than one feed may.
+        InputError: an input declares no rank, or needs more memory than one feed may; a seed below 0.
     """
     return _random(slots(inputs), shapes or {}, count, seed, "synthetic")
 
@@ -273,6 +273,8 @@ def _describe(source: _Source, notes: Notes) -> str:
 
 
 def _random(wanted: Mapping[str, Slot], shapes: Shapes, count: int, seed: int, kind: Kind) -> Feeds:
+    if seed < 0:
+        raise InputError(f"seed {seed}: must be 0 or larger")
     sizes = concrete_shapes(wanted, shapes)
     total = sum(math.prod(sizes[name]) * max(slot.dtype.itemsize, 1) for name, slot in wanted.items())
     if total > NpzLimits().piece:

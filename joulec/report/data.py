@@ -24,8 +24,16 @@ class Data:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; unknown keys are an error (TypeError)."""
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError, KeyError, ValueError: not what `to_json` wrote: the file is foreign or was tampered with.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"{cls.__name__} must be an object")
         hints = typing.get_type_hints(cls)
+        if unknown := sorted(set(data) - set(hints)):
+            raise TypeError(f"unknown key {unknown[0]!r:.60}")
         return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
 
 
@@ -49,11 +57,17 @@ def _typed(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return _typed(next(a for a in arguments if a is not type(None)), value)
     if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r:.60} is no list")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_typed(kind, item) for kind, item in zip(kinds, value, strict=True))
     if isinstance(hint, type) and issubclass(hint, Data):
         return hint.from_json(value)
-    return float(value) if hint is float else value
+    if hint is float and not isinstance(value, bool):
+        return float(value)  # infinity and NaN are strings in JSON
+    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        raise TypeError(f"{value!r:.60} is not of type {hint.__name__}")
+    return value
 
 
 @dataclass(frozen=True)
