@@ -173,12 +173,24 @@ def _finish(model: ir.Model, source: Source, path: Path | None, notes: tuple[str
         if source.folder is not None:
             tensor.base_dir = source.folder.absolute()
     _name_nodes(model)
+    _check_splits(model, source)
     module = Module(model, origin=Origin("onnx" if path else "memory", path, notes))
     notes += _modernize(model)
     notes += _order(module, source)
     notes += _nan_notes(model)
     module.origin = Origin(module.origin.format, path, notes)
     return module
+
+
+def _check_splits(model: ir.Model, source: Source) -> None:
+    """ONNX's shape inference does not report a Split with more outputs than it declares: it aborts the process."""
+    for node in walk.nodes(model):
+        declared = node.attributes.get("num_outputs") if walk.is_onnx(node, "Split") else None
+        if declared is None or declared.type != ir.AttributeType.INT or declared.is_ref():
+            continue
+        if len(node.outputs) > declared.as_int():
+            what = f"declares {declared.as_int()} outputs and has {len(node.outputs)}"
+            raise InputError(f"{source.name}: {walk.label(node)} {what}")
 
 
 def _modernize(model: ir.Model) -> tuple[str, ...]:

@@ -138,6 +138,16 @@ def test_misordered_nodes_are_sorted_and_a_cycle_is_named() -> None:
         read(model([loop, neg]))
 
 
+def test_a_split_into_more_than_it_declares_is_refused() -> None:
+    """ONNX's shape inference would end the process."""
+    text = (
+        '<ir_version: 8, opset_import: ["": 18]> g (float[6] x) => (float[3] a, float[3] b, float[3] c) '
+        "{ a, b, c = Split<num_outputs = 2>(x) }"
+    )
+    with pytest.raises(InputError, match="Split 'Split_0' declares 2 outputs and has 3"):
+        read(onnx.parser.parse_model(text))
+
+
 def test_an_undefined_value_is_named() -> None:
     with pytest.raises(InputError, match="Add 'add' uses 'w', which is not defined"):
         read(model([add()]))
