@@ -1,7 +1,7 @@
 """Lowering: from what a framework saved, or holds in memory, to a `Module`. One front end a format.
 
-Formats are told apart by content, never by extension. Files of TensorFlow formats are lowered in a child process with
-limits, so that TensorFlow neither loads here nor runs what a file asks for outside the sandbox.
+Formats are told apart by content, never by extension. Files of TensorFlow and PyTorch are lowered in a child process
+with limits, so that no framework loads here or runs what a file asks for outside the sandbox.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def lower(
         trust_code: allow code inside the model (Lambda layers, Python and file operators).
         custom_ops: shared libraries with custom operators, used whenever the model runs.
         example_inputs: for a torch.nn.Module: a tuple of tensors.
-        limits: of the child process that lowers TensorFlow files; the default limits if None.
+        limits: of the child process that lowers TensorFlow and PyTorch files; the default limits if None.
 
     Raises:
         InputError: nothing there, not a model, or one that is refused.
@@ -78,10 +78,6 @@ def _from_path(path: Path, trust_code: bool, limits: Limits) -> Lowered:
     kind = format_of(path)
     if kind == "onnx":
         return Lowered(read(path))
-    if kind == "torch":
-        from joulec.ir.lower.torch import from_file
-
-        return from_file(path)
     with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
         arguments = {"path": str(path.resolve()), "kind": kind, "folder": folder, "trust_code": trust_code}
         answer = sandbox.call_in_child("joulec.ir.lower.worker:lower_file", arguments, limits, f"lowering {path}")

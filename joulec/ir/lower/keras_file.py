@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import builtins
 import io
-import json
-import stat
-import zipfile
 from collections import deque
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from joulec.errors import InputError, missing_extra
+from joulec.ir.lower import archive
 
 CODE = frozenset({"Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer"})
 """Classes whose configuration holds code, or names files with code."""
 
-MAX_RATIO = 200
-"""A zip member may expand to this many times its stored size (weights hardly compress at all)."""
-
-MAX_MEMBER = 8 << 30
-MAX_TOTAL = 32 << 30
-"""Bytes that all members, or all datasets, may take together."""
-
 FREE_BYTES = 64 << 20
-"""HDF5 datasets may declare this much beyond `MAX_RATIO` times the file."""
+"""HDF5 datasets may declare this much beyond `archive.MAX_RATIO` times the file."""
 
 HOMES = frozenset(
     {
@@ -35,7 +26,6 @@ HOMES = frozenset(
 """Rooms of Keras that hold layers and their like. Elsewhere (`keras.utils.get_file`) are functions that act."""
 
 FUNCTION_HOMES = frozenset({"activations", "constraints", "initializers", "losses", "metrics", "regularizers"})
-MAX_CONFIG = 256 << 20
 
 
 def inspect(path: Path, kind: str, trust_code: bool) -> None:
@@ -55,36 +45,11 @@ def inspect(path: Path, kind: str, trust_code: bool) -> None:
 
 
 def _inspect_archive(path: Path) -> Any:
-    try:
-        return _inspect_members(path)
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path}: a damaged Keras file ({error})") from error
-
-
-def _inspect_members(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > MAX_TOTAL:
-            raise InputError(f"{path}: expands to more than {MAX_TOTAL >> 30} GiB; refused")
-        for member in archive.infolist():
-            name = PurePosixPath(member.filename)
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise InputError(f"{path}: member '{member.filename}' is a symbolic link; refused")
-            if name.is_absolute() or ".." in PureWindowsPath(member.filename).parts:
-                raise InputError(f"{path}: member '{member.filename}' leads outside the archive")
-            if member.file_size > MAX_MEMBER or member.file_size > MAX_RATIO * max(member.compress_size, 1024):
-                raise InputError(f"{path}: member '{member.filename}' expands to {member.file_size} bytes; refused")
-            if name.suffix == ".h5":
-                _inspect_hdf5(io.BytesIO(archive.read(member)), f"{path}: {member.filename}")
-        if archive.getinfo("config.json").file_size > MAX_CONFIG:
-            raise InputError(f"{path}: config.json is larger than {MAX_CONFIG >> 20} MiB")
-        return _json(archive.read("config.json"), f"{path}: config.json")
-
-
-def _json(data: bytes | str, where: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
+    with archive.opened(path, "Keras file") as members:
+        for name in members.namelist():
+            if name.endswith(".h5"):
+                _inspect_hdf5(io.BytesIO(members.read(name)), f"{path}: {name}")
+        return archive.json_member(path, members, "config.json")
 
 
 def _inspect_hdf5(stream: Any, where: str) -> Any:
@@ -106,12 +71,12 @@ def _inspect_hdf5(stream: Any, where: str) -> Any:
                 groups.extend(inner)
                 size += found
             stored = file.id.get_filesize()
-            if size > min(MAX_RATIO * stored + FREE_BYTES, MAX_TOTAL):
+            if size > min(archive.MAX_RATIO * stored + FREE_BYTES, archive.MAX_TOTAL):
                 raise InputError(f"{where}: its datasets declare {size} bytes in a file of {stored}; refused")
             config = file.attrs.get("model_config")
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"{where}: a damaged HDF5 file ({error})") from error
-    return None if config is None else _json(config, f"{where}: model_config")
+    return None if config is None else archive.parsed(config, f"{where}: model_config")
 
 
 def _inspect_group(group: Any, h5py: Any, where: str) -> tuple[list[Any], int]:

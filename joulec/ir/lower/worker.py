@@ -1,12 +1,17 @@
-"""Lowering of TensorFlow files, run in a child process: inspect, load, convert, compare, write."""
+"""Lowering of TensorFlow and PyTorch files, run in a child process: inspect, load, convert, compare, write."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from joulec.errors import InputError
-from joulec.ir.lower.parity import check
+from joulec.ir.lower import torch_file
+from joulec.ir.lower.parity import Parity, check
 from joulec.ir.module import Module
 from joulec.ir.shapes import first_line
 
@@ -24,6 +29,8 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
         {"parity": ..., "notes": [...]}.
     """
     source = Path(path)
+    if kind == "torch":
+        return _torch(source, folder, trust_code)
     if kind in ("keras", "h5"):
         module, run, quantized = *_keras(source, kind, trust_code), False
     elif kind == "saved-model":
@@ -34,9 +41,24 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
         from joulec.ir.lower.tflite import from_flatbuffer
 
         module, run, quantized = from_flatbuffer(source)
-    parity = check(module, run, quantized=quantized)
+    return _answer(module, check(module, run, quantized=quantized), folder)
+
+
+def _answer(module: Module, parity: Parity, folder: str) -> dict[str, Any]:
     module.save(Path(folder, "model.onnx"))
     return {"parity": parity.to_json(), "notes": list(module.origin.notes)}
+
+
+def _torch(path: Path, folder: str, trust_code: bool) -> dict[str, Any]:
+    torch_file.inspect(path, trust_code)
+    if not trust_code:
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # of this child, before torch reads anything
+    from joulec.ir.lower.torch import from_file
+
+    lowered = from_file(path)
+    if lowered.parity is None:
+        raise InputError(f"{path}: could not be compared with PyTorch's own outputs")
+    return _answer(lowered.module, lowered.parity, folder)
 
 
 def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
@@ -48,9 +70,8 @@ def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
     import keras
 
     try:
-        # Keras goes by the extension, joulec by the content: give it the name it expects.
-        named = path if path.suffix == _SUFFIX[kind] else _linked(path, kind)
-        model = keras.models.load_model(named, compile=False, safe_mode=not trust_code)
+        with _named(path, kind) as named:
+            model = keras.models.load_model(named, compile=False, safe_mode=not trust_code)
     except Exception as error:
         raise InputError(f"{path}: Keras cannot load it: {first_line(error)}") from error
     return lower_keras(model)
@@ -59,9 +80,13 @@ def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
 _SUFFIX = {"keras": ".keras", "h5": ".h5"}
 
 
-def _linked(path: Path, kind: str) -> Path:
-    import tempfile
-
-    link = Path(tempfile.mkdtemp(prefix="joulec-"), f"model{_SUFFIX[kind]}")
-    link.symlink_to(path)
-    return link
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[Path]:
+    """Keras goes by the extension, joulec by the content: the file under the name that Keras expects."""
+    if path.suffix == _SUFFIX[kind]:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
+        link = Path(folder, f"model{_SUFFIX[kind]}")
+        link.symlink_to(path)
+        yield link
