@@ -239,7 +239,7 @@ def _learn(value: ir.Value, found: Found, values: dict[ir.Value, Array]) -> None
 def _adopt(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:
     if found.elem_type and value.dtype != found.elem_type:
         value.dtype = ir.DataType(found.elem_type)
-    if not found.HasField("shape"):
+    if not found.HasField("shape") or value.type is None:
         return
     dims = [_dim(dim) for dim in found.shape.dim]
     if value.shape is None or _says_more(dims, tuple(value.shape)):

@@ -161,7 +161,7 @@ class _Walk:
         except _REJECTED:
             return  # an operator that ONNX does not know, or a malformed node: its sizes stay unknown
         for name, one in made.items():
-            found.learn(name, one)
+            found.learn(name, types.without_nonsense(one))
 
     # -- control flow ---------------------------------------------------------------------------------------
 

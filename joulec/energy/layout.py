@@ -29,7 +29,7 @@ _REDUCTIONS = frozenset({
 
 def permutation(node: ir.Node) -> tuple[int, ...] | None:
     """The permutation of a Transpose with a plain `perm`, else None."""
-    if not is_onnx(node, "Transpose"):
+    if not is_onnx(node, "Transpose") or not node.inputs:
         return None
     found = node.attributes.get("perm")
     if found is None or found.type != ir.AttributeType.INTS or not node.outputs:

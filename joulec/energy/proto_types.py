@@ -27,6 +27,14 @@ def _dims(one: Type | None) -> list[int | None] | None:
     return [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in one.tensor_type.shape.dim]
 
 
+def without_nonsense(one: Type) -> Type:
+    """`one` without dimensions that cannot be: ONNX derives negative ones from bad targets, and aborts on them."""
+    for dim in one.tensor_type.shape.dim if one.HasField("tensor_type") else ():
+        if dim.HasField("dim_value") and not 0 <= dim.dim_value <= MAX_DIM:
+            dim.Clear()
+    return one
+
+
 def static_shape(one: Type | None) -> tuple[int, ...] | None:
     """The shape if it is fully known."""
     dims = _dims(one)

@@ -146,6 +146,26 @@ def test_an_if_on_a_shape_takes_its_branch(parse: Parse, n: int, op: str) -> Non
     assert estimate.notes == ()
 
 
+def test_a_reshape_to_a_negative_size_is_no_size(parse: Parse) -> None:
+    """ONNX infers -5 for it, and its inference of the Slice behind would end the process."""
+    module = parse(
+        """g (float[N,4] x, int64[2] d) => (float[A,B] y) {
+            s = Shape(x)  five = Constant<value_ints=[-5, 4]>()  t = Sub(five, s)  u = Add(t, s)  h = Reshape(x, u)
+            a = Constant<value_ints=[0]>()  b = Constant<value_ints=[9]>()  y = Slice(h, a, b, a)
+        }"""
+    )
+    estimate = MODEL.estimate(module, {"N": 2})
+    assert "h[0]" in estimate.assumed
+
+
+def test_a_transpose_of_nothing_is_no_transpose() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 19]> g (float[2,3] x) => (float[2,3] y) '
+        "{ t = Transpose<perm=[1,0]>() h = Relu(t) u = Transpose<perm=[1,0]>(h) y = Add(u, x) }"
+    )
+    assert len(MODEL.estimate(Module(ir.from_proto(model))).nodes) == 4
+
+
 def test_a_malformed_model_gives_no_types_and_no_crash() -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["": 19]> g (float[2] x, int64[N] t) => (float[M] y) '
