@@ -22,7 +22,7 @@ MAX_RANK = 64
 """Dimensions of one tensor: numpy's own limit; ONNX Runtime's is lower still."""
 
 DENSE_LIMIT = 1 << 28
-"""Bytes that one sparse tensor may grow to when it is stored dense."""
+"""Bytes that all sparse tensors together may grow to when they are stored dense."""
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,10 @@ def densify(proto: onnx.ModelProto, source: Source) -> tuple[str, ...]:
         A note per converted tensor.
 
     Raises:
-        InputError: a malformed sparse tensor, or one that is too large when dense.
+        InputError: a malformed sparse tensor, or more than `DENSE_LIMIT` bytes when dense.
     """
     notes: list[str] = []
+    _check_dense_size(proto, source)
     for graph in list(graphs(proto, source)):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse, sparse.values.name, source))
@@ -255,6 +256,32 @@ def densify(proto: onnx.ModelProto, source: Source) -> tuple[str, ...]:
     for function in proto.functions:
         _densify_constants(function.node, source, notes)
     return tuple(notes)
+
+
+def _check_dense_size(proto: onnx.ModelProto, source: Source) -> None:
+    size = 0
+    for sparse in _sparse_tensors(proto, source):
+        label, shape = f"{source.name}: sparse tensor '{sparse.values.name}'", list(sparse.dims)
+        if not shape or min(shape) < 0 or len(shape) > MAX_RANK:
+            raise InputError(f"{label} has dimensions {shape[:8]}: malformed")
+        size += math.prod(shape) * math.ceil(_bits(sparse.values, source) / 8)
+        if size > DENSE_LIMIT:
+            raise InputError(f"{label} {shape[:8]}: sparse tensors beyond {DENSE_LIMIT >> 20} MiB when dense")
+
+
+def _sparse_tensors(proto: onnx.ModelProto, source: Source) -> Iterator[onnx.SparseTensorProto]:
+    for graph in graphs(proto, source):
+        yield from graph.sparse_initializer
+        yield from _sparse_constants(graph.node)
+    for function in proto.functions:
+        yield from _sparse_constants(function.node)
+
+
+def _sparse_constants(nodes: object) -> Iterator[onnx.SparseTensorProto]:
+    for node in nodes:  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.SPARSE_TENSOR and node.op_type == "Constant":
+                yield attribute.sparse_tensor
 
 
 def _densify_constants(nodes: object, source: Source, notes: list[str]) -> None:
@@ -276,11 +303,7 @@ def _dense(sparse: onnx.SparseTensorProto, name: str, source: Source) -> onnx.Te
         raise InputError(f"{label} is external data, which joulec cannot read for sparse tensors")
     values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
-    if not shape or min(shape) < 0 or math.prod(shape) * values.itemsize > DENSE_LIMIT:
-        raise InputError(
-            f"{label} has dimensions {list(shape)}: malformed, or beyond {DENSE_LIMIT >> 20} MiB when dense"
-        )
-    flat = _flat_indices(indices, shape, values.size)
+    flat = _flat_indices(indices, shape, values.size) if indices.dtype == np.int64 and values.ndim == 1 else None
     if flat is None:
         raise InputError(f"{label}: its indices do not fit its dimensions")
     dense = np.zeros(math.prod(shape), values.dtype)

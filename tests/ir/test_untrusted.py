@@ -150,6 +150,34 @@ def test_flipped_bytes_never_surprise(tmp_path: Path):
     assert 0 < read_well < 300
 
 
+# -- sparse tensors -------------------------------------------------------------------------------------------------
+
+
+def sparse(dims: list[int], indices: np.ndarray, name: str = "w") -> onnx.SparseTensorProto:
+    made = onnx.SparseTensorProto(dims=dims)
+    made.values.CopyFrom(onh.from_array(np.array([5], np.float32), name))
+    made.indices.CopyFrom(onh.from_array(indices, f"{name}_i"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ([sparse([1 << 40], np.array([1]))], "beyond 256 MiB when dense"),
+        ([sparse([1 << 25], np.array([1]), f"w{i}") for i in range(4)], "beyond 256 MiB when dense"),
+        ([sparse([1] * 65, np.array([0]))], "malformed"),
+        ([sparse([2, -2], np.array([0]))], "malformed"),
+        ([sparse([], np.array([0]))], "malformed"),
+        ([sparse([2], np.array([2]))], "its indices do not fit its dimensions"),
+        ([sparse([2], np.array([-1]))], "its indices do not fit its dimensions"),
+        ([sparse([2], np.array([0.5]))], "its indices do not fit its dimensions"),
+        ([sparse([2], np.array([0, 1]))], "its indices do not fit its dimensions"),
+    ],
+)
+def test_sparse_tensors_are_bounded_and_checked(tensors: list[onnx.SparseTensorProto], said: str):
+    assert said in refusal(changed(lambda proto: proto.graph.sparse_initializer.extend(tensors)))
+
+
 # -- shape inference ------------------------------------------------------------------------------------------------
 
 LONG = "1000000000"
