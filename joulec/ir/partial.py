@@ -156,7 +156,7 @@ def _squeeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
 def _unsqueeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
     known, axes = facts.get(node.inputs[0]), constant(input_at(node, 1))
     given = attribute(node, "axes") if axes is None else axes
-    once = given is not None and len(given) == 1
+    once = given is not None and np.size(given) == 1  # runtimes take a scalar for one axis
     return Known(1, known.elements) if known is not None and known.rank == 0 and once else None
 
 
