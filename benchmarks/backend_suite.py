@@ -98,10 +98,12 @@ def _with_data(case: Any, model: onnx.ModelProto) -> Case:
 
 def _stored_sets(folder: Path, model: onnx.ModelProto) -> Iterator[tuple[list[Any], list[Any]]]:
     for data in sorted(folder.glob("test_data_set_*")):
-        yield (
-            [_stored(data / f"input_{i}.pb", value) for i, value in enumerate(model.graph.input) if (data / f"input_{i}.pb").exists()],
-            [_stored(data / f"output_{i}.pb", value) for i, value in enumerate(model.graph.output)],
+        sides = (("input", model.graph.input), ("output", model.graph.output))
+        inputs, outputs = (
+            [_stored(path, value) for i, value in enumerate(values) if (path := data / f"{side}_{i}.pb").exists()]
+            for side, values in sides
         )
+        yield inputs, outputs
 
 
 def _stored(path: Path, value: onnx.ValueInfoProto) -> Any:
@@ -118,6 +120,8 @@ def _plain(value: Any) -> Any:
     """Arrays, lists of arrays or None: what ONNX Runtime takes."""
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
+    if isinstance(value, np.generic):
+        return np.asarray(value)
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
