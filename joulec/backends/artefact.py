@@ -64,6 +64,8 @@ def replacing(directory: Path) -> Iterator[Path]:
         yield staging
         staging.chmod(0o755)
         _swap(staging, destination)
+    except OSError as error:  # a full disk, most of all: writing a stream names no file
+        raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -126,6 +128,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
         yield folder / path.name
         for file in sorted(folder.iterdir(), reverse=True):  # the data first, the model that refers to it last
             file.replace(path.parent / file.name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

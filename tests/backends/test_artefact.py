@@ -248,6 +248,15 @@ def test_a_file_is_replaced_only_when_everything_held(tmp_path: Path):
         pytest.fail("there is no such folder")
 
 
+@pytest.mark.parametrize("writer", [replacing, replacing_file])
+def test_a_full_disk_is_told_with_the_place_and_leaves_nothing(tmp_path: Path, writer: Any):
+    said = "build: cannot be written: No space left on device"
+    with pytest.raises(InputError, match=said), writer(tmp_path / "build") as staging:
+        (staging / "model.onnx" if staging.is_dir() else staging).write_text("half")
+        raise OSError(28, "No space left on device")
+    assert leftovers(tmp_path) == []
+
+
 # -- names that a model chose ---------------------------------------------------------------------------------------
 
 
