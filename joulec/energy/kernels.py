@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from joulec.energy import fusions, fusions_norm, qdq
+from joulec.energy import fusions, fusions_dynamic, fusions_norm, qdq
 from joulec.energy.constants import Constants
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.layout import vanishing_transposes
@@ -89,7 +89,7 @@ _FUSERS: dict[str, Callable[[Plan, ir.Node], None]] = {
 
 _PATTERNS: dict[str, Callable[[Plan, ir.Node], bool]] = {
     "Sigmoid": fusions.fuse_swish, "ReduceMean": fusions_norm.fuse_layer_norm, "Erf": fusions_norm.fuse_gelu,
-    "Pow": fusions_norm.fuse_rms_norm,
+    "Pow": fusions_norm.fuse_rms_norm, "MatMulInteger": fusions_dynamic.fuse_dynamic_matmul,
 }  # fmt: skip
 
 

@@ -32,6 +32,9 @@ WEIGHTS = {
     "bz": np.zeros(16, np.int32),
     "mw": RNG.normal(size=(16, 16)).astype(np.float32),
     "mwq": np.ones((16, 16), np.int8),
+    "mwr": RNG.integers(-99, 99, (16, 16)).astype(np.int8),
+    "wz0": np.int8(0),
+    "rows": np.ones((4, 16), np.float32),
     "lo": np.float32(0),
     "hi": np.float32(6),
     "ch": np.arange(1, 17, dtype=np.float32).reshape(1, 16, 1, 1),
@@ -56,6 +59,7 @@ SPELLED_NORM = (
     "m = ReduceMean<keepdims=1>(x, last) c = Sub(x, m) q = Pow(c, two) v = ReduceMean<keepdims=1>(q, last) "
     "f = Add(v, eps) t = Sqrt(f) d = Div(c, t) "
 )
+DYNAMIC = "q, st, zp = DynamicQuantizeLinear(x) i = MatMulInteger(q, mwq, zp, wz0) f = Cast<to=1>(i) m = Mul(st, s) "
 
 CASES = {
     "conv-relu": (IMAGE, f"c = Conv{SAME}(x, w, b) y = Relu(c)"),
@@ -115,6 +119,19 @@ CASES = {
     "layer-norm": (ROWS, SPELLED_NORM + "n = Mul(d, b) y = Add(n, b)"),
     "layer-norm-without-shift": (ROWS, SPELLED_NORM + "y = Mul(d, b)"),
     "gelu": (ROWS, "r2 = Div(x, root) e = Erf(r2) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)"),
+    "dynamic-matmul": (ROWS, DYNAMIC + "y = Mul(f, m)"),
+    "dynamic-matmul-bias-relu": (ROWS, DYNAMIC + "p = Mul(m, f) a = Add(b, p) y = Relu(a)"),
+    "dynamic-matmul-matrix-bias": (ROWS, DYNAMIC + "p = Mul(f, m) y = Add(p, rows)"),
+    "dynamic-matmul-other-scale": (ROWS, DYNAMIC + "p = Mul(f, s) y = Mul(p, m)"),
+    "dynamic-matmul-shared-scale": (ROWS, DYNAMIC + "p = Mul(f, m) y = Add(p, m)"),
+    "dynamic-matmul-shared": (
+        ROWS, DYNAMIC + "p = Mul(f, m) j = MatMulInteger(q, mwr, zp, wz0) g = Cast<to=1>(j) h = Mul(st, s6) "
+        "k = Mul(g, h) y = Add(p, k)",
+    ),
+    "dynamic-matmul-without-zero": (
+        ROWS, "q, st, zp = DynamicQuantizeLinear(x) i = MatMulInteger(q, mwq, zp) f = Cast<to=1>(i) "
+        "m = Mul(s, st) y = Mul(f, m)",
+    ),
     "nhwc-sandwich": (
         "g (float[1,8,8,16] x) => (float[1,8,8,16] y)",
         f"t = Transpose<perm=[0,3,1,2]>(x) c = Conv{SAME}(t, w, b) u = Transpose<perm=[0,2,3,1]>(c) v = Relu(u) "
