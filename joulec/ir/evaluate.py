@@ -122,18 +122,28 @@ def evaluate(
         raise NotEvaluated(f"{node.op_type} is not evaluated")
     if any(a is not None and a.dtype.kind not in _KINDS and node.op_type not in _DIRECT for a in inputs):
         raise NotEvaluated("its element type is not evaluated")
+    limits = limits or Limits()
+    moved = _move_bound(node, inputs)
+    if moved is not None:
+        _afford(moved, limits)
     if (direct := _directly(node, inputs, opset)) is not None:
+        limits.work -= 0 if moved is None else moved.work
         return [direct]
     if _traps(node, inputs):
         raise NotEvaluated("it divides integers by zero or overflows, which stops the processor")
-    limits = limits or Limits()
     cost = bound(node, inputs, opset)
-    if cost.bytes > min(limits.bytes, MAX_BYTES):
-        raise NotEvaluated(f"its result would take {cost.bytes} bytes, the limit is {min(limits.bytes, MAX_BYTES)}")
-    if cost.work > min(limits.work, MAX_WORK):
-        raise NotEvaluated(f"it would take {cost.work} operations, the limit is {min(limits.work, MAX_WORK)}")
+    _afford(cost, limits, MAX_BYTES)
     limits.work -= cost.work
     return _run(node, inputs, opset)
+
+
+def _afford(cost: Bound, limits: Limits, most: int | None = None) -> None:
+    """Refuse what exceeds the limits, and `most` bytes where given (only moving a weight may exceed `MAX_BYTES`)."""
+    size = limits.bytes if most is None else min(limits.bytes, most)
+    if cost.bytes > size:
+        raise NotEvaluated(f"its result would take {cost.bytes} bytes, the limit is {size}")
+    if cost.work > min(limits.work, MAX_WORK):
+        raise NotEvaluated(f"it would take {cost.work} operations, the limit is {min(limits.work, MAX_WORK)}")
 
 
 def _traps(node: ir.Node, inputs: Sequence[Array | None]) -> bool:
@@ -207,6 +217,27 @@ def _directly(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Arra
         return handler(node, inputs, opset)
     except (LookupError, ValueError, TypeError, IndexError, OverflowError):
         return None  # malformed or unusual: the general path decides
+
+
+_MOVES_PER_WORK = 8
+"""Elements that numpy moves in the time of one operation of a kernel, so that large weights can still be laid out."""
+
+
+def _move_bound(node: ir.Node, inputs: Sequence[Array | None]) -> Bound | None:
+    """The exact cost of an operator that only moves elements in numpy; None where `bound` must say it."""
+    first = inputs[0] if inputs else None
+    if first is None or (node.op_type not in RELAYOUT and node.op_type not in ("Gather", "Concat")):
+        return None
+    elements = first.size
+    if node.op_type == "Concat":
+        elements = _read(inputs)
+    if node.op_type == "Gather":
+        if len(inputs) < 2 or inputs[1] is None or max(first.size, inputs[1].size) > _INLINE_ELEMENTS or not first.ndim:
+            return None
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        elements = inputs[1].size * (first.size // max(1, first.shape[axis % first.ndim]))
+    moved = 1 if node.op_type in RELAYOUT and node.op_type != "Transpose" else elements // _MOVES_PER_WORK + 1
+    return Bound(elements * first.itemsize, moved)
 
 
 def _transpose(node: ir.Node, inputs: Sequence[Any], opset: int) -> Array:
