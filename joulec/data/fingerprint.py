@@ -32,7 +32,7 @@ def data_fingerprint(spec: Any, feeds: Feeds | None = None) -> str:
         feeds: the feeds made from it; with them a generator counts by its feeds too.
 
     Raises:
-        InputError: a file or directory is missing or cannot be read.
+        InputError: a file or directory is missing or cannot be read, or `spec` is nothing that holds feeds.
     """
     if isinstance(spec, str) and spec == "random":
         return _digest([b"random"])
@@ -43,6 +43,8 @@ def data_fingerprint(spec: Any, feeds: Feeds | None = None) -> str:
         return _path_digest(Path(spec))
     if callable(spec) and not isinstance(spec, Feeds):
         return _function_digest(spec)
+    if not isinstance(spec, Iterable):
+        raise InputError(f"data: cannot read feeds from a {type(spec).__name__}")
     if feeds is None and not isinstance(spec, Feeds | Mapping) and iter(spec) is spec:
         return secrets.token_hex(32)
     return _feeds_digest(feeds if feeds is not None else spec)

@@ -64,6 +64,8 @@ def test_random_is_itself_and_missing_files_are_refused(tmp_path):
     assert data_fingerprint("random") == data_fingerprint("random")
     with pytest.raises(InputError, match="no such file"):
         data_fingerprint(tmp_path / "none.npz")
+    with pytest.raises(InputError, match="cannot read feeds from a int"):
+        data_fingerprint(5)
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(InputError, match=r"pipe\.npz: not a regular file"):
         data_fingerprint(tmp_path / "pipe.npz")
