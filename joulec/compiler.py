@@ -208,26 +208,28 @@ class Compiler:
         """Record passes that were run and then undone."""
         self._dropped += [step_report(step, reason) for step in outcome.steps]
 
-    # -- exact passes: not slower than the input ---------------------------------------------------------------
+    # -- exact passes: not slower than without them ---------------------------------------------------------------
 
     def _exact(self) -> Module:
-        excluded = list(self.recorded.excluded) if self.recorded else []
+        legalized = self._run(self.backend.legalization(), self.base)  # no choice of ours: never left out
+        self._keep(legalized)
+        legal, excluded = legalized.module, list(self.recorded.excluded) if self.recorded else []
         while True:
             trail = _Trail()
-            passes = [*self.backend.legalization(), *exact_passes()]
-            outcome = self._run([p for p in passes if spelling.spell_pass(p) not in excluded], self.base, trail)
-            slower = None if self.recorded else self._slower(outcome.module)
-            if slower is None or len(excluded) >= len(passes):
+            passes = [one for one in exact_passes() if spelling.spell_pass(one) not in excluded]
+            outcome = self._run(passes, legal, trail)
+            slower = None if self.recorded else self._slower(legal, outcome)
+            if slower is None:
                 break
-            culprit = self._culprit(outcome, trail)
-            reason = f"{culprit} made the model slower than the input: {slower}"
+            culprit = self._culprit(legal, outcome, trail)
+            reason = f"{culprit} made the model slower: {slower} the speed without"
             self._choices.append(_measured("pass " + culprit, False, reason, slower))
             excluded.append(culprit)
         if self.recorded is None and (drop := self._rounding(outcome.module)) is not None:
             excluded = [spelling.spell_pass(one) for one in exact_passes()]
             reason = f"rounding alone costs {drop:.2g} points, the budget is {self.orders.max_drop:g}"
             self._choices.append(decision_of("exact passes", False, False, reason, drop=drop))
-            outcome = self._run(self.backend.legalization(), self.base)
+            outcome = self._run([], legal)
         self._keep(outcome)
         self._excluded = excluded
         return outcome.module
@@ -247,22 +249,22 @@ class Compiler:
             self._drops[id(module)] = (module, self.inputs.judge.drop(module))  # the module keeps its id from reuse
         return self._drops[id(module)][1]
 
-    def _slower(self, module: Module) -> Paired | None:
-        """The timing against the input if it shows, and a longer one confirms, that `module` is slower."""
-        if not self._can_time():
+    def _slower(self, legal: Module, outcome: Outcome) -> Paired | None:
+        """The timing if it shows, and a longer one confirms, that the passes made the legal module slower."""
+        if not self._can_time() or not _applied(outcome):
             return None
-        self.progress("timing the exact passes against the input", None)
-        paired = confirm_slower(self.runner, self.base, module, self.inputs.probes[0], self._options())
+        self.progress("timing the exact passes", None)
+        paired = confirm_slower(self.runner, legal, outcome.module, self.inputs.probes[0], self._options())
         return paired if paired.slower else None
 
-    def _culprit(self, outcome: Outcome, trail: _Trail) -> str:
-        """The first pass after which the model is slower than the input, by bisection over the passes."""
-        applied = [i for i, step in enumerate(outcome.steps) if step.status == "applied"]
+    def _culprit(self, legal: Module, outcome: Outcome, trail: _Trail) -> str:
+        """The first pass after which the module is slower, by bisection over the passes that changed it."""
+        applied = _applied(outcome)
         low, high = 0, len(applied) - 1
         while low < high:
             middle = (low + high) // 2
-            feed = self.inputs.probes[0]
-            paired = time_pair(self.runner, self.base, trail.modules[applied[middle]], feed, self._options())
+            candidate = trail.modules[applied[middle]]
+            paired = time_pair(self.runner, legal, candidate, self.inputs.probes[0], self._options())
             low, high = (low, middle) if paired.slower else (middle + 1, high)
         return outcome.steps[applied[low]].spelling
 
@@ -389,6 +391,11 @@ class Compiler:
                 f"{self.orders.max_drop:g}; ordered: {ordered or 'nothing'}"
             )
         return score
+
+
+def _applied(outcome: Outcome) -> list[int]:
+    """Which steps changed the module."""
+    return [index for index, step in enumerate(outcome.steps) if step.status == "applied"]
 
 
 def _measured(what: str, kept: bool, reason: str, paired: Paired | None, drop: float | None = None) -> Decision:

@@ -222,6 +222,15 @@ def test_an_exact_pass_that_makes_the_model_slower_is_found_and_left_out(model: 
     assert (dropped.kept, dropped.ratio) == (False, pytest.approx(0.6667, abs=1e-4))
 
 
+def test_legalization_is_never_left_out_however_slow(model: Module) -> None:
+    assert model.opset == 17
+    compiled = compiler(model, lambda module: float(module.opset), data=[]).compile()
+    assert compiled.module.opset == 19
+    assert compiled.decisions.excluded == ()
+    compiled = compiler(model, lambda module: float(module.opset), data=[], passes=()).compile()
+    assert compiled.module.opset == 19
+
+
 def test_a_slower_look_is_confirmed_by_a_longer_run_before_anything_is_dropped(model: Module) -> None:
     class Flaky(PricedRunner):
         def time(self, handles: Any, feed: Any, *, rounds: int) -> Any:
