@@ -231,9 +231,17 @@ def _learn(value: ir.Value, found: Found, values: dict[ir.Value, Array]) -> None
     if one is not None and one.HasField("tensor_type"):
         _adopt(value, one.tensor_type)
     elif one is not None and value.type is None:
-        value.type = ir.serde.deserialize_type_proto_for_type(one)
+        value.type = _sequence_type(one)
     if value.name in found.values:
         values[value] = found.values[value.name]
+
+
+def _sequence_type(one: onnx.TypeProto) -> ir.TypeProtocol | None:
+    """A sequence's or an optional's type, whose length is no dimension; None for a malformed one."""
+    try:
+        return ir.serde.deserialize_type_proto_for_type(one)
+    except ir.serde.SerdeError:
+        return None
 
 
 def _adopt(value: ir.Value, found: onnx.TypeProto.Tensor) -> None:

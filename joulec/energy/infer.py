@@ -82,13 +82,32 @@ def resolve(model: onnx.ModelProto, symbolic: bool = False) -> Found:
         Whatever ONNX's inference raises on a malformed model.
     """
     _forget_declared(model.graph)
-    inferred = onnx.shape_inference.infer_shapes(model, False, False, data_prop=False)
+    traps = _has_traps(model.graph)
+    inferred = model if traps else onnx.shape_inference.infer_shapes(model, False, False, data_prop=False)
     found = _declared(inferred.graph, None)
     names = (name for node in inferred.graph.node for name in node.output if name)
     done = all(types.is_settled(found.types.get(name), symbolic) for name in names)
-    if not done or any(_bodies(node) for node in inferred.graph.node):
+    if traps or not done or any(_bodies(node) for node in inferred.graph.node):
         _Walk(inferred, symbolic).graph(inferred.graph, found)
     return found
+
+
+def _has_traps(graph: onnx.GraphProto) -> bool:
+    """Whether a Pad crops, maybe by more than there is: ONNX's whole-model inference then aborts at the next Slice.
+
+    The walk takes negative dimensions out after each node.
+    """
+    made = {tensor.name: small_array(tensor) for tensor in graph.initializer}
+    made |= {node.output[0]: constant_of(node) for node in graph.node if node.op_type == "Constant" and node.output}
+    for node in graph.node:
+        if node.op_type == "Pad":
+            stored = made.get(node.input[1]) if len(node.input) > 1 else None
+            pads = [*(stored.reshape(-1) if stored is not None else ()), *(i for a in node.attribute for i in a.ints)]
+            if any(pad < 0 for pad in pads):
+                return True
+        if any(_has_traps(body) for body in _bodies(node).values()):
+            return True
+    return False
 
 
 def _forget_declared(graph: onnx.GraphProto) -> None:
