@@ -150,7 +150,10 @@ def _traps(node: ir.Node, inputs: Sequence[Array | None]) -> bool:
     """Whether an integer division would raise a signal: x / 0, and the lowest number / -1."""
     if node.op_type not in ("Div", "Mod") or len(inputs) < 2 or inputs[1] is None or inputs[1].dtype.kind not in "iu":
         return False
-    return bool(np.any(inputs[1] == 0)) or (inputs[1].dtype.kind == "i" and bool(np.any(inputs[1] == -1)))
+    if np.any(inputs[1] == 0):
+        return True
+    lowest = inputs[0] is None or np.any(inputs[0] == np.iinfo(inputs[0].dtype).min)
+    return inputs[1].dtype.kind == "i" and bool(lowest and np.any(inputs[1] == -1))
 
 
 def _proto(node: ir.Node, inputs: Sequence[Array | None], opset: int, *, inline: bool) -> onnx.ModelProto:

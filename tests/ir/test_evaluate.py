@@ -175,6 +175,7 @@ X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
         ("Gather", [X, np.array([-1, 0])], {"axis": 1}, X[:, [2, 0]]),
         ("Concat", [X, X], {"axis": -1}, np.concatenate([X, X], -1)),
         ("Add", [np.array([2**62]), np.array([2**62])], {}, np.array([-(2**63)])),
+        ("Div", [np.array([7, -8]), np.array([-1])], {}, np.array([-7, 8])),
         ("Clip", [X, None, np.float32(5)], {}, np.minimum(X, np.float32(5))),
         ("Erf", [np.zeros(2, np.float32)], {}, np.zeros(2, np.float32)),
         ("Reshape", [np.ones((0, 3), np.float32), np.array([3, 0])], {"allowzero": 1}, np.ones((3, 0), np.float32)),
