@@ -185,7 +185,7 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
     if limit is not None and len(nodes) > limit:
         out.print(f"and {len(nodes) - limit} more nodes")
     if free:
-        out.print(f"and {units.plural(free, 'node')} that cost nothing: constants, and what the runtime folds or fuses")
+        out.print(f"and {units.plural(free, 'node')} at no cost: constants, and what the runtime folds or fuses")
     out.print()
     for line in _totals(estimate):
         out.print(Text(line))
