@@ -18,21 +18,23 @@ SIGNATURE = "serving_default"
 CODE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunc"})
 FILES = frozenset(
     (
-    "ReadFile WriteFile MatchingFiles WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 "
-    "TFRecordReader TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 TextLineDataset "
-    "TFRecordDataset FixedLengthRecordDataset FixedLengthRecordDatasetV2 Save SaveSlices Restore RestoreSlice "
-    "LoadDataset SaveDataset DebugIdentityV2 DumpTensor LookupTableExport InitializeTableFromTextFile "
-    "InitializeTableFromTextFileV2"
-).split()
-)
-NETWORK = frozenset(
-    (
-        "RpcCall RpcClient RpcServer TryRpc DataServiceDataset DataServiceDatasetV2 BigtableClient"
+        "ReadFile WriteFile MatchingFiles WholeFileReader WholeFileReaderV2 TextLineReader TextLineReaderV2 "
+        "TFRecordReader TFRecordReaderV2 FixedLengthRecordReader FixedLengthRecordReaderV2 TextLineDataset "
+        "TFRecordDataset FixedLengthRecordDataset FixedLengthRecordDatasetV2 Save SaveSlices Restore RestoreSlice "
+        "LoadDataset SaveDataset DebugIdentityV2 DumpTensor LookupTableExport InitializeTableFromTextFile "
+        "InitializeTableFromTextFileV2 ImmutableConst LoadAndRemapMatrix GenerateVocabRemapping CreateSummaryDbWriter "
+        "FileSystemSetConfiguration CalibrationStatisticsSaver"
     ).split()
 )
+NETWORK = frozenset(("TryRpc DataServiceDataset DataServiceDatasetV2 BigtableClient RemoteCall").split())
 SAVER = frozenset({"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"})
 """Written into every SavedModel, in functions of this purpose only."""
 
+
+_FILE_NAME = re.compile(
+    r"Reader|Dataset|SummaryWriter|SummaryFileWriter|^Write\w*Summary|Checkpoint|^Debug\w|Restore|Save(?:V2)?$"
+)
+"""Families of operators that open what their arguments name: tables, logs, caches, mapped memory."""
 
 _SAVER_NAME = re.compile(r"__inference__traced_(save|restore)_\d+")
 
@@ -109,9 +111,30 @@ def _refuse_saver_call(node: Any, savers: set[str], path: Path) -> None:
 
 
 def _refuse(node: Any, path: Path, saver: bool) -> None:
-    kinds = {"runs Python code": CODE, "reads or writes files": FILES, "uses the network": NETWORK}
-    if not saver:
-        kinds["reads or writes files"] = FILES | SAVER
-    for what, operators in kinds.items():
-        if node.op in operators:
-            raise InputError(f"{path}: operator '{node.name}' ({node.op}) {what}; --trust-code allows it")
+    what = reaches_outside(node.op, saver)
+    if what is None and node.op == "PrintV2" and not _is_console(bytes(node.attr["output_stream"].s)):
+        what = "writes to a file"
+    if what is not None:
+        raise InputError(f"{path}: operator '{node.name}' ({node.op}) {what}; --trust-code allows it")
+
+
+def _is_console(stream: bytes) -> bool:
+    return not stream.startswith(b"file:")
+
+
+def reaches_outside(operator: str, saver: bool = False) -> str | None:
+    """What a TensorFlow operator does beyond computing, or None.
+
+    Args:
+        operator: its type.
+        saver: allow what reads and writes checkpoints.
+    """
+    if operator in CODE:
+        return "runs Python code"
+    if operator in NETWORK or operator.startswith("Rpc"):
+        return "uses the network"
+    if operator in SAVER:
+        return None if saver else "reads or writes files"
+    if operator in FILES or _FILE_NAME.search(operator):
+        return "reads or writes files"
+    return None

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.errors import InputError
+from joulec.ir.lower.saved_model import reaches_outside
 from joulec.ir.lower.tensorflow import LOWERED_OPSET, tensorflow
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_file import read
@@ -17,10 +18,18 @@ from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 
 
-def from_flatbuffer(path: Path) -> tuple[Module, Callable[[dict[str, Array]], Mapping[str, Array]], bool]:
-    """Lower a flatbuffer; returns the module, the interpreter's own function, and whether it computes in integers."""
+def from_flatbuffer(
+    path: Path, trust_code: bool = False
+) -> tuple[Module, Callable[[dict[str, Array]], Mapping[str, Array]], bool]:
+    """Lower a flatbuffer; returns the module, the interpreter's own function, and whether it computes in integers.
+
+    Raises:
+        InputError: damaged, with operators that reach outside the model, or not convertible.
+    """
     tf = tensorflow()
     from tf2onnx import tfonnx
+
+    _inspect(path, trust_code)
 
     try:
         interpreter = tf.lite.Interpreter(model_path=str(path))
@@ -44,3 +53,22 @@ def from_flatbuffer(path: Path) -> tuple[Module, Callable[[dict[str, Array]], Ma
         return {n: np.asarray(interpreter.get_tensor(r["index"])) for n, r in zip(names, results, strict=True)}
 
     return module, run, precision_of(module) == "quantized"
+
+
+def _inspect(path: Path, trust_code: bool) -> None:
+    """Unpack the flatbuffer in Python, where a bad offset is an exception: the interpreter checks none and crashes."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    data = path.read_bytes()
+    try:
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        codes = [bytes(code.customCode or b"").decode() for code in model.operatorCodes or ()]
+        ends = [int(buffer.offset) + int(buffer.size) for buffer in model.buffers or ()]  # data behind the flatbuffer
+    except Exception as error:
+        raise InputError(f"{path}: a damaged TFLite file ({first_line(error)})") from error
+    if not model.subgraphs or max(ends, default=0) > len(data):
+        raise InputError(f"{path}: a damaged TFLite file (it holds no graph, or ends before its weights)")
+    for code in codes if not trust_code else ():
+        what = reaches_outside(code.removeprefix("Flex"))  # TensorFlow's own operators inside TFLite
+        if code.startswith("Flex") and what is not None:
+            raise InputError(f"{path}: operator '{code}' {what}; --trust-code allows it")

@@ -40,7 +40,7 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
     else:
         from joulec.ir.lower.tflite import from_flatbuffer
 
-        module, run, quantized = from_flatbuffer(source)
+        module, run, quantized = from_flatbuffer(source, trust_code)
     return _answer(module, check(module, run, quantized=quantized), folder)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import pytest
 from joulec.errors import CheckError, InputError
 from joulec.ir.lower import lower, parity
 from joulec.ir.lower import tensorflow as front_end
+from joulec.ir.lower.saved_model import reaches_outside
+from joulec.ir.lower.worker import lower_file
 from joulec.ir.module import Module
 from joulec.ir.precision import precision_of
+from joulec.ir.sandbox import Limits
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip("tensorflow")
@@ -139,7 +142,9 @@ def test_captured_constants_are_weights_not_inputs() -> None:
 def test_half_precision_is_compared_as_such(policy: str) -> None:
     from keras import Input, layers
 
-    lowered = lower(sequential(Input((4,), dtype="float32"), layers.Dense(8, dtype=policy), layers.Dense(2, dtype="float32")))
+    lowered = lower(
+        sequential(Input((4,), dtype="float32"), layers.Dense(8, dtype=policy), layers.Dense(2, dtype="float32"))
+    )
     assert precision_of(lowered.module) == "float16"
 
 
@@ -203,7 +208,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("saved")
     model = sequential(
-        Input((8, 8, 1), name="image"), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(3, name="digit")
+        Input((8, 8, 1), name="image"),
+        layers.Conv2D(4, 3, activation="relu"),
+        layers.Flatten(),
+        layers.Dense(3, name="digit"),
     )
     model.save(folder / "m.keras")
     model.save(folder / "m.h5")
@@ -213,7 +221,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved_model"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     generator = np.random.default_rng(0)
-    converter.representative_dataset = lambda: ([generator.normal(size=(1, 8, 8, 1)).astype(np.float32)] for _ in range(8))
+    converter.representative_dataset = lambda: (
+        [generator.normal(size=(1, 8, 8, 1)).astype(np.float32)] for _ in range(8)
+    )
     (folder / "int8.tflite").write_bytes(converter.convert())
     return {
         "keras": folder / "m.keras", "h5": folder / "m.h5", "saved-model": folder / "saved_model",
@@ -221,6 +231,24 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the child does, done here: each child would load TensorFlow anew."""
+
+    def call(function: str, arguments: Mapping[str, Any], *_: object) -> Any:
+        assert function == "joulec.ir.lower.worker:lower_file"
+        return lower_file(**arguments)
+
+    monkeypatch.setattr("joulec.ir.sandbox.call_in_child", call)
+
+
+def test_a_child_process_lowers_files(saved: dict[str, Path]) -> None:
+    assert lower(saved["keras"]).parity is not None
+    with pytest.raises(InputError, match=r"lowering .*m\.keras"):
+        lower(saved["keras"], limits=Limits(64 << 20, 60.0))
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("kind", ["keras", "h5", "saved-model", "tflite"])
 def test_each_file_format(kind: str, saved: dict[str, Path], tmp_path: Path) -> None:
     source = saved[kind]
@@ -237,11 +265,13 @@ def test_each_file_format(kind: str, saved: dict[str, Path], tmp_path: Path) -> 
         assert signature(lowered.module) == [("image", "[batch,8,8,1]"), (digit.name, "[batch,3]")]
 
 
+@pytest.mark.usefixtures("here")
 def test_a_quantized_tflite_model_is_accepted_as_quantized(saved: dict[str, Path]) -> None:
     lowered = lower(saved["int8"])
     assert precision_of(lowered.module) == "quantized"
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("kind", ["keras", "h5", "tflite"])
 def test_a_truncated_file_is_one_clear_line(kind: str, saved: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / f"broken.{kind}"
@@ -251,6 +281,7 @@ def test_a_truncated_file_is_one_clear_line(kind: str, saved: dict[str, Path], t
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("here")
 def test_a_damaged_savedmodel_is_one_clear_line(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -260,6 +291,51 @@ def test_a_damaged_savedmodel_is_one_clear_line(saved: dict[str, Path], tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("here")
+def test_tflite_operators_that_open_files_run_only_when_trusted(saved: dict[str, Path], tmp_path: Path) -> None:
+    import flatbuffers
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(saved["tflite"].read_bytes(), 0)
+    model.operatorCodes[0].customCode = b"FlexReadFile"
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = tmp_path / "flex.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    with pytest.raises(InputError, match="'FlexReadFile' reads or writes files; --trust-code allows it"):
+        lower(path)
+
+
+@pytest.mark.usefixtures("here")
+def test_savedmodel_operators_that_open_files_run_only_when_trusted(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Reader(tf.Module):  # type: ignore[misc]
+        @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32, name="x")])  # type: ignore[untyped-decorator]
+        def __call__(self, x: Any) -> Any:
+            return x + tf.cast(tf.strings.length(tf.io.read_file("secret")), tf.float32)
+
+    reader = Reader()
+    tf.saved_model.save(reader, str(tmp_path), signatures=reader.__call__)
+    with pytest.raises(InputError, match=r"\(ReadFile\) reads or writes files; --trust-code allows it"):
+        lower(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operator", "what"),
+    [
+        ("EagerPyFunc", "runs Python code"), ("RpcServerStart", "uses the network"),
+        ("WriteFile", "reads or writes files"), ("CacheDatasetV2", "reads or writes files"),
+        ("CreateSummaryFileWriter", "reads or writes files"), ("ImmutableConst", "reads or writes files"),
+        ("RestoreV2", "reads or writes files"), ("LMDBReader", "reads or writes files"),
+        ("ReadVariableOp", None), ("TensorListReserve", None), ("Conv2D", None), ("ShardedFilespec", None),
+    ],
+)  # fmt: skip
+def test_what_operators_do_beyond_computing(operator: str, what: str | None) -> None:
+    assert reaches_outside(operator) == what
+
+
+@pytest.mark.usefixtures("here")
 def test_a_lambda_layer_runs_only_when_trusted(tmp_path: Path) -> None:
     from keras import Input, layers
 

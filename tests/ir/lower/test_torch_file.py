@@ -61,7 +61,8 @@ def test_whatever_else_a_name_could_reach_is_refused(tmp_path: Path, target: str
 
 
 @pytest.mark.parametrize(
-    "text", ["s77", "2*s77 + 1", "Symbol('s77', positive=True, integer=True)", "Max(1, s0 - 3)", "FloorDiv(u0, 2)", "0.5*s1"]
+    "text",
+    ["s77", "2*s77 + 1", "Symbol('s77', positive=True, integer=True)", "Max(1, s0 - 3)", "FloorDiv(u0, 2)", "0.5*s1"],
 )
 def test_sizes_are_accepted(tmp_path: Path, text: str) -> None:
     inspect(pt2(tmp_path, size(text)), False)
