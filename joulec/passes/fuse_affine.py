@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -48,13 +49,14 @@ class Affine:
         return Affine(np.broadcast_to(self.scale, (count,)), np.broadcast_to(self.shift, (count,)))
 
 
-def affine_of(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
+def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Affine | None:
     """Read `node` as an affine map of `data` per index of `axis`; None where it is none.
 
     Args:
         node: one of `AFFINE`.
         data: the operand that flows through.
         axis: the channel axis of `data`, counted from the back (negative).
+        dims: the rank that `data` has at least, or None where that is not known.
 
     Raises:
         Refused: it is one in principle, but not per channel, or in training mode.
@@ -62,14 +64,16 @@ def affine_of(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
     if node.op_type == "BatchNormalization":
         return _batch_normalization(node, data, axis)
     operands = [value for value in node.inputs if value is not data]
-    if len(node.inputs) != 2 or len(operands) != 1:
+    if len(node.inputs) != 2 or len(operands) != 1 or node.attributes:  # before opset 7, `axis` aligned the operands
         return None
     other = constant(operands[0])
     if other is None:
         return None
-    vector = _per_channel(other, axis, rank(data)).astype(np.float64)
-    zero, one = np.zeros(1), np.ones(1)
     first = node.inputs[0] is data
+    if node.op_type == "Div" and not (first and np.all(other != 0)):
+        return None
+    vector = _per_channel(other, axis, dims).astype(np.float64)
+    zero, one = np.zeros(1), np.ones(1)
     match node.op_type:
         case "Mul":
             return Affine(vector, zero)
@@ -77,9 +81,8 @@ def affine_of(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
             return Affine(one, vector)
         case "Sub":
             return Affine(one, -vector) if first else Affine(-one, vector)
-        case "Div" if first and np.all(vector != 0):
+        case _:
             return Affine(1.0 / vector, zero)
-    return None
 
 
 def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
@@ -94,6 +97,8 @@ def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | N
     if len(parameters) != 4 or any(p is None for p in parameters):
         raise Refused("BatchNormalization's parameters are not constants")
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+    if gamma.ndim != 1:
+        raise Refused("BatchNormalization normalizes each activation by itself")
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     return Affine(scale, beta - mean * scale)
@@ -106,7 +111,7 @@ def _per_channel(array: Array, axis: int, dims: int | None) -> Array:
         Refused: it varies along another axis, or broadcasting it would grow the other operand.
     """
     if array.size == 1:
-        if dims is not None and array.ndim > dims:
+        if array.ndim > (dims or 0):
             raise Refused(f"a constant of rank {array.ndim} raises the rank")
         return array.reshape(1)
     if dims is None or array.ndim > dims:
@@ -140,6 +145,12 @@ class Linear:
         if found is None:
             raise Refused("its weight is not a constant")
         return found.astype(np.float64)
+
+    def least_rank(self) -> int:
+        """The rank that the output has at least, also where inference found none."""
+        if self.node.op_type == "MatMul":
+            return rank(self.node.outputs[0]) or 1
+        return len(self.numbers_shape())
 
     def out_channels(self) -> int:
         """Channels of the output."""
@@ -194,20 +205,19 @@ class AffineBehind(Rule):
         linear = linear_of(data.producer()) if data is not None else None
         if data is None or linear is None:
             return
-        affine = affine_of(node, data, linear.channel_axis)
+        affine = affine_of(node, data, linear.channel_axis, linear.least_rank())
         if affine is None:
             return
         if sole_consumer(data) is not node:
             raise Refused("the linear operator's output is used elsewhere too")
+        if not rewriter.can_replace(node.outputs[0], data):
+            raise Refused(f"'{node.outputs[0].name}' is a graph output and '{data.name}' cannot take its place")
         if linear.node.op_type == "MatMul" and affine.shifts:
             raise Refused("MatMul has no bias; fuse-gemm takes this shift where ranks allow")
         whole = affine.channels(linear.out_channels())
         if whole is None:
             raise Refused(f"it has {affine.scale.size} channels, the linear operator {linear.out_channels()}")
-        weight, bias = _behind(linear, whole)
-        _set_weight(linear, weight, rewriter)
-        if bias is not None:
-            _set_bias(linear, bias, rewriter)
+        _refit(linear, *_behind(linear, whole), rewriter)
         rewriter.replace(node.outputs[0], data)
         rewriter.erase(node)
 
@@ -266,17 +276,30 @@ class ScaleBefore(Rule):
         flows = next((v for v in source.inputs if v is not None and constant_tensor(v) is None), None)
         if flows is None or (_is_linear(flows.producer()) and sole_consumer(flows) is source):
             return  # AffineBehind takes it
-        affine = affine_of(source, flows, linear.channel_axis)
+        affine = affine_of(source, flows, linear.channel_axis, rank(flows))
         if affine is None:
             return
         if sole_consumer(data) is not node:
             raise Refused(f"{walk.label(source)} before it is used elsewhere too")
-        weight, bias = _before(linear, affine)
-        _set_weight(linear, weight, rewriter)
-        if bias is not None:
-            _set_bias(linear, bias, rewriter)
+        _require_width(flows, linear.channel_axis, max(affine.scale.size, affine.shift.size))
+        _refit(linear, *_before(linear, affine), rewriter)
         rewriter.set_input(node, 0, flows)
         rewriter.erase(source)
+
+
+def _require_width(flows: ir.Value, axis: int, channels: int) -> None:
+    """A constant of many channels broadcasts an input of one; without the constant it would stay at one.
+
+    Raises:
+        Refused: that is so, or cannot be ruled out.
+    """
+    if channels == 1:
+        return
+    width = None if flows.shape is None else flows.shape[axis]
+    if not isinstance(width, int):
+        raise Refused(f"its constant of {channels} channels may widen an input of unknown channels")
+    if width != channels:
+        raise Refused(f"its constant of {channels} channels widens an input of {width}")
 
 
 def _before(linear: Linear, affine: Affine) -> tuple[Array, Array | None]:
@@ -314,20 +337,22 @@ def _auto_pads(node: ir.Node) -> bool:
     return attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
 
 
-def _set_weight(linear: Linear, numbers: Array, rewriter: Rewriter) -> None:
-    """Give the operator its new weight; a mask stays, since scaling keeps zeros zero."""
+def _refit(linear: Linear, weight: Array, bias: Array | None, rewriter: Rewriter) -> None:
+    """Give the operator its new weight and bias; a mask stays, since scaling keeps zeros zero.
+
+    Raises:
+        Refused: the numbers do not fit the weight's type. Nothing was changed then.
+    """
+    node, old = linear.node, linear.bias()
     mask = rewriter.module.masks.get(linear.weight.name or "")
-    if mask is not None:
-        numbers = np.where(mask, numbers, 0.0)
-    hint = f"{linear.weight.name}_scaled"
-    value = rewriter.constant(_stored(numbers, linear.weight), hint, at=linear.node, mask=mask)
-    rewriter.set_input(linear.node, 1, value)
-
-
-def _set_bias(linear: Linear, numbers: Array, rewriter: Rewriter) -> None:
-    old = linear.bias()
-    hint = f"{old.name}_shifted" if old is not None else f"{linear.node.name or linear.node.op_type}_bias"
-    rewriter.set_input(linear.node, 2, rewriter.constant(_stored(numbers, linear.weight), hint, at=linear.node))
+    stored = _stored(weight if mask is None else np.where(mask, weight, 0.0), linear.weight)
+    if np.any(weight) and np.max(np.abs(stored.numpy()), initial=0) < ml_dtypes.finfo(stored.dtype.numpy()).tiny:
+        raise Refused("the fused weights would underflow")
+    shifts = None if bias is None else _stored(bias, linear.weight)
+    rewriter.set_input(node, 1, rewriter.constant(stored, f"{linear.weight.name}_scaled", at=node, mask=mask))
+    if shifts is not None:
+        hint = f"{old.name}_shifted" if old is not None else f"{node.name or node.op_type}_bias"
+        rewriter.set_input(node, 2, rewriter.constant(shifts, hint, at=node))
 
 
 def _stored(numbers: Array, like: ir.Value) -> ir.TensorProtocol:
