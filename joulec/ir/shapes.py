@@ -31,11 +31,57 @@ def infer_shapes(module: Module) -> str | None:
 
 
 def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
-    """onnx's inference; with data propagation where that is asked for and no long vector could meet it."""
+    """onnx's inference; with data propagation where that is asked for and no long vector could meet it.
+
+    Raises:
+        ValueError: a dimension comes out negative.
+    """
+    for graph in _graphs(bare.graph):
+        _open_negative_dims(graph)
+    _try_without_slices(bare)
     known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
     if not propagate or _has_long_vectors(known):
         return known
     return onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _open_negative_dims(graph: onnx.GraphProto) -> None:
+    """Some exporters write -1 for any size."""
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
+
+
+def _try_without_slices(bare: onnx.ModelProto) -> None:
+    """Refuse negative dimensions before a Slice sees them: there onnx's inference aborts, and joulec with it.
+
+    They come from kernels larger than what they slide over, from Pad, Split and TopK.
+
+    Raises:
+        ValueError: there are some.
+    """
+    parts = (*_graphs(bare.graph), *bare.functions)
+    slices = [node for part in parts for node in part.node if node.op_type == "Slice"]
+    if not slices:
+        return
+    for node in slices:
+        node.op_type = "Opaque"
+    known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
+    for node in slices:
+        node.op_type = "Slice"
+    for graph in _graphs(known.graph):
+        for info in (*graph.value_info, *graph.output):
+            if any(dim.dim_value < 0 for dim in info.type.tensor_type.shape.dim):
+                raise ValueError(f"'{info.name}' has a negative dimension")
 
 
 PROPAGATED = 1 << 16

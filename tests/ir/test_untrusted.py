@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -215,3 +217,34 @@ def test_shape_inference_allocates_no_vector_that_a_file_only_names(graph):
     assert infer_shapes(module) is None
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "KiB"
     assert time.monotonic() - start < 2
+
+
+SLICE = """s = Constant<value = int64[1] {0}>()
+    e = Constant<value = int64[1] {99}>()
+    y = Slice(q, s, e) }"""
+NEGATIVE = {
+    "pad": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[2] {-3, -3}>()\n q = Pad(x, p)\n",
+    "split": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[2] {-7, 9}>()\n q, r = Split(x, p)\n",
+    "top": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[1] {-7}>()\n q, r = TopK(x, p)\n",
+    "pool": "g (float[1, 1, 2] x) => (float[k] y) { c = MaxPool<kernel_shape = [9]>(x)\n q = Squeeze(c)\n",
+}
+
+
+def inferred_in_a_child(graph: str) -> str:
+    """What `infer_shapes` says; a process of its own, because what is tested for is an abort."""
+    code = (
+        "import sys, onnx.parser\nfrom joulec.ir.onnx_file import read\nfrom joulec.ir.shapes import infer_shapes\n"
+        "for text in sys.stdin.read().split('###'):\n"
+        "    module = read(onnx.parser.parse_model(text))\n"
+        "    print(infer_shapes(module), module.graph.node(-1).inputs[0].shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=graph, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_negative_dimensions_do_not_abort_at_a_slice():
+    found = inferred_in_a_child("###".join(f"{HEADER}\n{graph}\n{SLICE}" for graph in NEGATIVE.values()))
+    assert found.count("has a negative dimension") == len(NEGATIVE)
+    found = inferred_in_a_child(f"{HEADER}\ng (float[-1] x) => (float[k] y) {{ q = Relu(x)\n{SLICE}")
+    assert found.startswith("None "), "some exporters write -1 for any size"
