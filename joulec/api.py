@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import joulec
 from joulec import describe
 from joulec.backends import BACKENDS, Backend, artefact, backend
-from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for
+from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for, synthetic_probes
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
@@ -233,11 +233,8 @@ def simplify_file(
 def _simplified(module: Module, shapes: Shapes, limits: Limits | None, observers: Sequence[Observer]) -> Outcome:
     with contextlib.ExitStack() as stack:
         runner = _available_runner(stack, limits)
-        try:
-            probes = synthetic_feeds(module.inputs(), shapes, PROBES, 0).head(PROBES)
-        except InputError:
-            probes = []
-        context = Context(target=_SIMPLIFY, probes=probes, runner=runner, bindings=shapes)
+        probes, obstacle = synthetic_probes(module, shapes, 0)
+        context = Context(_SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
         return Pipeline(exact_passes(), observers).run(module, context)
 
 

@@ -141,11 +141,13 @@ class Build:
         feeds = None if request.data is None else load_feeds(
             request.data, base.inputs(), shapes=request.shapes, seed=request.seed
         )  # fmt: skip
-        probes = feeds.head(PROBES) if feeds is not None else _synthetic(base, request)
+        probes, obstacle = (
+            (feeds.head(PROBES), None) if feeds is not None else synthetic_probes(base, request.shapes, request.seed)
+        )
         options = one.settings(request.threads).options(base.origin.custom_ops)
-        obstacle = self._obstacle(base, options, probes, feeds)
+        obstacle = obstacle or self._obstacle(base, options, probes, feeds)
         judge = self._judge(base, options, feeds, obstacle)
-        return Inputs(feeds, probes, request.shapes, judge, obstacle)
+        return Inputs(feeds, [] if obstacle else probes, request.shapes, judge, obstacle)
 
     def _obstacle(
         self, base: Module, options: SessionOptions, probes: Sequence[Feed], feeds: Feeds | None
@@ -191,7 +193,7 @@ class Build:
 
     def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
         """The decisions with the paired latency of the whole build, where this machine can run it."""
-        paired = self._time(compiled, one, inputs) if inputs.probes and inputs.obstacle is None else None
+        paired = self._time(compiled, one, inputs) if inputs.probes else None
         return with_latency(compiled.decisions, paired)
 
     def _time(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Paired | None:
@@ -249,12 +251,12 @@ class Build:
         return replace(report, directory=str(place), files=written)
 
 
-def _synthetic(base: Module, request: Request) -> list[Feed]:
-    """Made-up probes; a model whose inputs cannot be made up is compiled without running it, and that is noted."""
+def synthetic_probes(module: Module, shapes: Shapes, seed: int) -> tuple[Sequence[Feed], str | None]:
+    """Made-up probes, or none and why: a model whose inputs cannot be made up is compiled without running it."""
     try:
-        return synthetic_feeds(base.inputs(), request.shapes, PROBES, request.seed).head(PROBES)
-    except InputError:
-        return []
+        return synthetic_feeds(module.inputs(), shapes, PROBES, seed).head(PROBES), None
+    except InputError as error:
+        return [], str(error)
 
 
 def _input_notes(inputs: Inputs) -> list[str]:

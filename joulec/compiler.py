@@ -86,7 +86,8 @@ class Inputs:
         probes: a few feeds for comparing and timing; may be made up.
         shapes: sizes of symbolic dimensions.
         judge: scores accuracy, or None.
-        obstacle: why the input model does not run here, or None: then nothing is timed, calibrated or judged.
+        obstacle: why the input model does not run here, or None. Where it does not, there are no probes, and nothing
+            is compared, timed, calibrated or judged.
     """
 
     feeds: Feeds | None
@@ -193,6 +194,7 @@ class Compiler:
             target=self.backend.target,
             feeds=self.inputs.feeds,
             probes=self.inputs.probes,
+            obstacle=self.inputs.obstacle,
             bindings=self.inputs.shapes,
             runner=self.runner,
             energy=self.energy,
@@ -269,7 +271,7 @@ class Compiler:
         return outcome.steps[applied[low]].spelling
 
     def _can_time(self) -> bool:
-        return bool(self.inputs.probes) and self.inputs.obstacle is None
+        return bool(self.inputs.probes)
 
     def _options(self) -> SessionOptions:
         return self.backend.settings(self.threads).options(self.base.origin.custom_ops)

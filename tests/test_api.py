@@ -30,6 +30,12 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decided is tested in test_compiler; here it only has to be decided."""
+    monkeypatch.setattr("joulec.payoff.MAX_ROUNDS", 36)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return cnn(tmp_path / "cnn.onnx")

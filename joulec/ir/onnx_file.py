@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -173,6 +174,7 @@ def _finish(model: ir.Model, source: Source, path: Path | None, notes: tuple[str
         if source.folder is not None:
             tensor.base_dir = source.folder.absolute()
     _name_nodes(model)
+    _separate_initializers(model)
     _check_splits(model, source)
     module = Module(model, origin=Origin("onnx" if path else "memory", path, notes))
     notes += _modernize(model)
@@ -225,6 +227,25 @@ def _attribute_externals(node: ir.Node) -> Iterator[ir.ExternalTensor]:
             continue
         held = attribute.value if attribute.type == ir.AttributeType.TENSORS else [attribute.value]
         yield from (tensor for tensor in held if isinstance(tensor, ir.ExternalTensor))
+
+
+def _separate_initializers(model: ir.Model) -> None:
+    """Give initializers of two bodies that share a name names of their own: masks and ranges go by name."""
+    inner = [(graph, name) for graph in walk.graphs(model) if graph is not model.graph for name in graph.initializers]
+    if not inner:
+        return
+    taken = set(model.graph.initializers)
+    names = {v.name for g in walk.graphs(model) for v in g.inputs} | {
+        v.name for n in walk.nodes(model) for v in n.outputs
+    }
+    names |= taken | {name for _, name in inner}
+    for graph, name in inner:
+        if name in taken:
+            value = graph.initializers.pop(name)
+            value.name = next(new for i in itertools.count(1) if (new := f"{name}_{i}") not in names)
+            names.add(value.name)
+            graph.register_initializer(value)
+        taken.add(name)
 
 
 def _name_nodes(model: ir.Model) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ from joulec.errors import InputError, JoulecError
 
 MEMORY_VARIABLE = "JOULEC_CHILD_MEMORY"
 STDERR_LINES = 3
+TAIL_BYTES = 4096
+"""Kept of what a child prints."""
+
+MAX_ANSWER = 64 << 20
+"""Bytes of a child's JSON."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +89,16 @@ def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, w
     """
     with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
         Path(folder, "request.json").write_text(json.dumps({"function": function, "arguments": dict(arguments)}))
-        with Path(folder, "stderr").open("wb") as noise:
-            child = start_child(
-                __spec__.name, folder, limits=limits, stdin=subprocess.DEVNULL, stdout=noise, stderr=subprocess.STDOUT
-            )
-            code = _wait(child, limits, what)
+        child = start_child(
+            __spec__.name, folder, limits=limits,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        noise = _Tail(child)
+        code = _wait(child, limits, what)
         answer = Path(folder, "answer.json")
         if not answer.is_file():
-            raise InputError(f"{what} failed: {_death(code)}{_tail(Path(folder, 'stderr'))}")
-        result: dict[str, Any] = json.loads(answer.read_text())
+            raise InputError(f"{what} failed: {_death(code)}{noise.said()}")
+        result = _answer(answer, what)
     if "error" in result:
         raise rebuild_error(result)
     return result
@@ -113,11 +120,40 @@ def _death(code: int) -> str:
     return f"the process ended with status {code}"
 
 
-def _tail(path: Path) -> str:
-    """The last lines that the child printed, on one line."""
-    lines = path.read_bytes()[-4096:].decode(errors="replace").splitlines()
-    kept = [line.strip() for line in lines if line.strip()][-STDERR_LINES:]
-    return f": {' | '.join(kept)}"[:400] if kept else ""
+class _Tail:
+    """The end of what a child prints, in bounded space however much that is."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        self._stream, self._kept = child.stdout, b""
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
+
+    def _drain(self) -> None:
+        if self._stream is None:
+            return
+        with self._stream as stream:
+            while chunk := os.read(stream.fileno(), TAIL_BYTES):
+                self._kept = (self._kept + chunk)[-TAIL_BYTES:]
+
+    def said(self) -> str:
+        """The last lines, on one line."""
+        self._reader.join(1.0)  # a grandchild may hold the pipe open
+        lines = self._kept.decode(errors="replace").splitlines()
+        kept = [line.strip() for line in lines if line.strip()][-STDERR_LINES:]
+        return f": {' | '.join(kept)}"[:400] if kept else ""
+
+
+def _answer(path: Path, what: str) -> dict[str, Any]:
+    """Read what the child wrote: it ran an untrusted model, so its answer is bounded and checked."""
+    if path.is_symlink() or path.stat().st_size > MAX_ANSWER:
+        raise InputError(f"{what} failed: the child's answer is larger than {MAX_ANSWER >> 20} MiB, or a link")
+    try:
+        result = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} failed: the child's answer is not JSON") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{what} failed: the child's answer is not an object")
+    return result
 
 
 def rebuild_error(answer: Mapping[str, Any]) -> JoulecError:

@@ -42,6 +42,7 @@ class Context:
         target: the execution provider compiled for.
         feeds: calibration data, or None where the user gave none.
         probes: a few feeds (the user's or synthetic) on which exact passes must keep the outputs.
+        obstacle: why there are no probes, or None.
         bindings: sizes of symbolic dimensions, by symbol or whole shapes by input name, for pricing.
         runner: runs models (in a child process from the command line), or None where running is not wanted.
         energy: prices nodes, or None.
@@ -51,6 +52,7 @@ class Context:
     target: Target
     feeds: Feeds | None = None
     probes: Sequence[Feed] = ()
+    obstacle: str | None = None
     bindings: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     runner: Runner | None = None
     energy: EnergyModel | None = None

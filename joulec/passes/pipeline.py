@@ -119,7 +119,7 @@ class _Run:
 
     def _equivalence(self) -> Equivalence | None:
         if self.context.runner is None or not self.context.probes:
-            self._note("outputs were not compared: no feeds to run the model on")
+            self._note(f"outputs were not compared: {self.context.obstacle or 'no feeds to run the model on'}")
             return None
         equivalence = Equivalence(self.context.runner, self.context.probes)
         if (problem := equivalence.refer_to(self.module)) is not None:
