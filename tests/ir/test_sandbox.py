@@ -33,6 +33,10 @@ from joulec.errors import CheckError
 
 def echo(**arguments): return arguments
 def noisy(): print("noise"); print("more", file=sys.stderr); os.write(1, b"raw"); return {"ok": True}
+def flood(lines):
+    for _ in range(lines): os.write(2, b"x" * 63 + b"\\n")
+    os.write(2, b"the last word\\n"); os._exit(7)
+def chatty(size): return {"text": "x" * size}
 def refuse(text): raise CheckError(text)
 def wait(seconds): time.sleep(seconds); return {}
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
@@ -52,6 +56,19 @@ def test_arguments_and_results_are_json() -> None:
 def test_noise_is_kept_out_of_the_answer_and_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     assert call_in_child(f"{HERE}:noisy", {}, NO_LIMITS) == {"ok": True}
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_flood_of_noise_is_drained_and_only_its_end_kept() -> None:
+    with pytest.raises(InputError, match=r"ended with status 7: .*the last word$") as caught:
+        call_in_child(f"{HERE}:flood", {"lines": 100_000}, NO_LIMITS)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_ANSWER", 1000)
+    assert call_in_child(f"{HERE}:chatty", {"size": 10}, NO_LIMITS) == {"text": "x" * 10}
+    with pytest.raises(InputError, match=r"lowering m\.keras failed: the child's answer is larger than"):
+        call_in_child(f"{HERE}:chatty", {"size": 1000}, NO_LIMITS)
 
 
 def test_an_error_comes_back_as_the_same_class() -> None:
