@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -230,22 +229,35 @@ def _attribute_externals(node: ir.Node) -> Iterator[ir.ExternalTensor]:
 
 
 def _separate_initializers(model: ir.Model) -> None:
-    """Give initializers of two bodies that share a name names of their own: masks and ranges go by name."""
-    inner = [(graph, name) for graph in walk.graphs(model) if graph is not model.graph for name in graph.initializers]
-    if not inner:
-        return
-    taken = set(model.graph.initializers)
-    names = {v.name for g in walk.graphs(model) for v in g.inputs} | {
-        v.name for n in walk.nodes(model) for v in n.outputs
-    }
-    names |= taken | {name for _, name in inner}
-    for graph, name in inner:
-        if name in taken:
-            value = graph.initializers.pop(name)
-            value.name = next(new for i in itertools.count(1) if (new := f"{name}_{i}") not in names)
-            names.add(value.name)
-            graph.register_initializer(value)
-        taken.add(name)
+    """Give initializers of sibling bodies that share a name names of their own: masks go by name.
+
+    A name that a graph further out holds as well is left alone: ONNX does not allow that, and runtimes differ.
+    """
+    graphs = list(walk.graphs(model))
+    around = {id(inner): graph for graph in graphs for node in graph for inner in walk.subgraphs(node)}
+    held = [(graph, name) for graph in graphs for name in graph.initializers if not _shadows(graph, name, around)]
+    names = {v.name for g in graphs for node in g for v in node.outputs} | {v.name for g in graphs for v in g.inputs}
+    names.update(name for graph in graphs for name in graph.initializers)
+    taken: dict[str, int] = {}
+    for graph, name in held:
+        taken[name] = taken.get(name, 0) + 1
+        if taken[name] == 1:
+            continue
+        while (fresh := f"{name}_{taken[name] - 1}") in names:
+            taken[name] += 1
+        value = graph.initializers.pop(name)
+        value.name = fresh
+        names.add(fresh)
+        graph.register_initializer(value)
+
+
+def _shadows(graph: ir.Graph, name: str, around: Mapping[int, ir.Graph]) -> bool:
+    outer = around.get(id(graph))
+    while outer is not None:
+        if name in outer.initializers:
+            return True
+        outer = around.get(id(outer))
+    return False
 
 
 def _name_nodes(model: ir.Model) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
 from joulec.ir import walk
 from joulec.ir.module import Module
+from joulec.ir.onnx_file import read
 from joulec.ir.rewrite import MAX_SOURCES, PASS_KEY, RULE_KEY, SOURCES_KEY, Refused, Rewriter, sources_of
 from joulec.ir.rules import MAX_APPLICATIONS, Rule, apply_rules
 from joulec.ir.verify import problems
@@ -348,3 +350,25 @@ def test_rules_reach_bodies_and_leave_other_domains_alone(parse: Parse) -> None:
     apply_rules(rewriter, [AnyToTanh()])
     assert [rewrite.node for rewrite in rewriter.rewrites] == ["relu"]
     assert find(module, "Neg").domain == "mine"
+
+
+# -- masks go by name ---------------------------------------------------------------------------------------------
+
+
+def test_initializers_of_sibling_bodies_get_names_of_their_own() -> None:
+    """ONNX allows one name in two branches; masks, which go by name, would take one weight for the other."""
+    graph = BRANCHES.replace("w2", "w").replace("u2", "u")
+    module = read(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 19]>\n{graph}'))
+    held = {name: value.const_value for one in walk.graphs(module.model) for name, value in one.initializers.items()}
+    assert {name: tensor.numpy().tolist() for name, tensor in held.items() if tensor is not None} == {
+        "w": [1, 2, 3, 4], "w_1": [5, 6, 7, 8],
+    }  # fmt: skip
+    assert [node.inputs[1].name for node in walk.nodes(module.model) if node.op_type == "Mul"] == ["w", "w_1"]  # type: ignore[union-attr]
+    assert list(problems(module)) == []
+
+
+def test_a_name_that_hides_one_further_out_is_left_alone() -> None:
+    """ONNX forbids it, and ONNX Runtime and onnx_ir disagree on which of the two is meant."""
+    graph = BRANCHES.replace("w2", "w").replace("{ s = Neg(x)", "<float[4] w = {9,9,9,9}> { s = Mul(x, w)", 1)
+    module = read(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 19]>\n{graph}'))
+    assert [list(one.initializers) for one in walk.graphs(module.model)] == [["w"], ["w"], ["w"]]
