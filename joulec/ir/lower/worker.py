@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
     if kind == "torch":
         return _torch(source, folder, trust_code)
     if kind in ("keras", "h5"):
-        module, run, quantized = *_keras(source, kind, trust_code), False
+        module, run, quantized = *_keras(source, kind, folder, trust_code), False
     elif kind == "saved-model":
         from joulec.ir.lower.saved_model import from_directory
 
@@ -61,7 +58,7 @@ def _torch(path: Path, folder: str, trust_code: bool) -> dict[str, Any]:
     return _answer(lowered.module, lowered.parity, folder)
 
 
-def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
+def _keras(path: Path, kind: str, folder: str, trust_code: bool) -> tuple[Module, Any]:
     from joulec.ir.lower.keras_file import inspect
     from joulec.ir.lower.tensorflow import lower_keras, tensorflow
 
@@ -70,8 +67,7 @@ def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
     import keras
 
     try:
-        with _named(path, kind) as named:
-            model = keras.models.load_model(named, compile=False, safe_mode=not trust_code)
+        model = keras.models.load_model(_named(path, kind, folder), compile=False, safe_mode=not trust_code)
     except Exception as error:
         raise InputError(f"{path}: Keras cannot load it: {first_line(error)}") from error
     return lower_keras(model)
@@ -80,13 +76,13 @@ def _keras(path: Path, kind: str, trust_code: bool) -> tuple[Module, Any]:
 _SUFFIX = {"keras": ".keras", "h5": ".h5"}
 
 
-@contextmanager
-def _named(path: Path, kind: str) -> Iterator[Path]:
-    """Keras goes by the extension, joulec by the content: the file under the name that Keras expects."""
+def _named(path: Path, kind: str, folder: str) -> Path:
+    """Keras goes by the extension, joulec by the content: the file under the name that Keras expects.
+
+    The link lies in the parent's folder, which the parent removes even where this process is killed.
+    """
     if path.suffix == _SUFFIX[kind]:
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
-        link = Path(folder, f"model{_SUFFIX[kind]}")
-        link.symlink_to(path)
-        yield link
+        return path
+    link = Path(folder, f"source{_SUFFIX[kind]}")
+    link.symlink_to(path)
+    return link
