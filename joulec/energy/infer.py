@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from joulec.energy import proto_types as types
 from joulec.energy.known import constant_of, evaluate, small_array
 from joulec.energy.proto_types import Type
+from joulec.ir.shapes import negative_dim
 from joulec.ir.values import Array
 from joulec.ir.walk import ONNX_DOMAINS
 
@@ -82,7 +83,7 @@ def resolve(model: onnx.ModelProto, symbolic: bool = False) -> Found:
         Whatever ONNX's inference raises on a malformed model.
     """
     _forget_declared(model.graph)
-    traps = _has_traps(model.graph)
+    traps = _has_traps(model.graph) or negative_dim(model) is not None
     inferred = model if traps else onnx.shape_inference.infer_shapes(model, False, False, data_prop=False)
     found = _declared(inferred.graph, None)
     names = (name for node in inferred.graph.node for name in node.output if name)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module
-from joulec.ir.values import Array, tensor_shape
+from joulec.ir.values import Array, FunctionAttribute, tensor_shape
 
 PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
 MAX_SOURCES = 16
@@ -90,7 +90,7 @@ class Rewriter:
         self._scope = scope
         try:
             yield
-        except Refused as refusal:
+        except (Refused, FunctionAttribute) as refusal:
             self._refuse(scope, str(refusal))
         finally:
             self._scope = None
@@ -164,7 +164,7 @@ class Rewriter:
         for index, output in enumerate(node.outputs):
             output.name = self.fresh(hint if index == 0 else f"{hint}_{index}")
         if like is not None:
-            node.outputs[0].dtype, node.outputs[0].shape = _dtype(like), _shape(like)
+            _take_type(node.outputs[0], like)
         (graph.insert_after if before is None else graph.insert_before)(anchor, node)
         if domain and domain not in graph.opset_imports:
             self.import_domain(domain)
@@ -284,7 +284,7 @@ class Rewriter:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = self.fresh(f"{name}_replaced")
         new.name = name
-        new.dtype, new.shape = _dtype(old), _shape(old)
+        _take_type(new, old)
         new.doc_string = old.doc_string
         new.metadata_props.update(old.metadata_props)
 
@@ -413,8 +413,10 @@ def _graph_of(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def _dtype(value: ir.Value) -> Any:
-    return value.dtype
+def _take_type(new: ir.Value, old: ir.Value) -> None:
+    if old.dtype is not None:  # a type without a dtype could not be written
+        new.dtype = old.dtype
+    new.shape = _shape(old)
 
 
 def _shape(value: ir.Value) -> ir.Shape | None:

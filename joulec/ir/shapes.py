@@ -38,7 +38,8 @@ def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
     """
     for graph in _graphs(bare.graph):
         _open_negative_dims(graph)
-    _try_without_slices(bare)
+    if (name := negative_dim(bare)) is not None:
+        raise ValueError(f"'{name}' has a negative dimension")
     known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
     if not propagate or _has_long_vectors(known):
         return known
@@ -61,18 +62,15 @@ def _open_negative_dims(graph: onnx.GraphProto) -> None:
                 dim.Clear()
 
 
-def _try_without_slices(bare: onnx.ModelProto) -> None:
-    """Refuse negative dimensions before a Slice sees them: there onnx's inference aborts, and joulec with it.
+def negative_dim(bare: onnx.ModelProto) -> str | None:
+    """A value that comes out with a negative dimension, before a Slice sees it: onnx's inference aborts there.
 
-    They come from kernels larger than what they slide over, from Pad, Split and TopK.
-
-    Raises:
-        ValueError: there are some.
+    They come from kernels larger than what they slide over, from Pad, Split and TopK. None if there is no Slice.
     """
     parts = (*_graphs(bare.graph), *bare.functions)
     slices = [node for part in parts for node in part.node if node.op_type == "Slice"]
     if not slices:
-        return
+        return None
     for node in slices:
         node.op_type = "Opaque"
     known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
@@ -81,7 +79,8 @@ def _try_without_slices(bare: onnx.ModelProto) -> None:
     for graph in _graphs(known.graph):
         for info in (*graph.value_info, *graph.output):
             if any(dim.dim_value < 0 for dim in info.type.tensor_type.shape.dim):
-                raise ValueError(f"'{info.name}' has a negative dimension")
+                return str(info.name)
+    return None
 
 
 PROPAGATED = 1 << 16
