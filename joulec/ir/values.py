@@ -98,17 +98,21 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return next(iter(uses)).node
 
 
+class FunctionAttribute(LookupError):
+    """An attribute whose value is the enclosing function's, another one at each call."""
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """The value of attribute `name`, or `default` where it is absent.
 
     Raises:
-        LookupError: the attribute is a reference to an attribute of the enclosing function.
+        FunctionAttribute: the attribute is a reference to an attribute of the enclosing function.
     """
     found = node.attributes.get(name)
     if found is None:
         return default
     if found.is_ref():
-        raise LookupError(f"attribute '{name}' of {node.op_type} refers to a function attribute")
+        raise FunctionAttribute(f"attribute '{name}' of {node.op_type} refers to a function attribute")
     return found.value
 
 

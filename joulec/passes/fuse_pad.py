@@ -39,14 +39,9 @@ class PadIntoConv(Rule):
         if not _pads_zero(node):
             raise Refused("it pads with another value than zero")
         begins, ends = _spatial_pads(node)
-        for user in users:
-            if attribute(user, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-                raise Refused(f"the Conv pads by itself (auto_pad {attribute(user, 'auto_pad')})")
-        for user in users:
-            own = attribute(user, "pads", [0] * (2 * len(begins)))
-            if attribute(user, "auto_pad", "NOTSET") == "VALID":
-                own = [0] * (2 * len(begins))
-            rewriter.set_attribute(user, "pads", [int(a + b) for a, b in zip(own, begins + ends, strict=True)])
+        wider = [_wider(user, begins + ends) for user in users]
+        for user, pads in zip(users, wider, strict=True):
+            rewriter.set_attribute(user, "pads", pads)
             rewriter.set_attribute(user, "auto_pad", None)
             rewriter.set_input(user, 0, node.inputs[0])
         rewriter.erase(node)
@@ -54,6 +49,19 @@ class PadIntoConv(Rule):
 
 def _is_data_of_conv(user: ir.Node, value: ir.Value) -> bool:
     return walk.is_onnx(user, "Conv") and user.inputs[0] is value and value not in list(user.inputs[1:])
+
+
+def _wider(conv: ir.Node, added: list[int]) -> list[int]:
+    """The pads of `conv` with `added` to them.
+
+    Raises:
+        Refused: it chooses its pads by itself.
+    """
+    auto = attribute(conv, "auto_pad", "NOTSET")
+    if auto not in ("NOTSET", "VALID"):
+        raise Refused(f"the Conv pads by itself (auto_pad {auto})")
+    own = attribute(conv, "pads") if auto == "NOTSET" else None
+    return [int(a + b) for a, b in zip([0] * len(added) if own is None else own, added, strict=True)]
 
 
 def _pads_zero(node: ir.Node) -> bool:
@@ -74,11 +82,12 @@ def _spatial_pads(node: ir.Node) -> tuple[list[int], list[int]]:
     """
     given = attribute(node, "pads")
     pads = np.asarray(given) if given is not None else constant(input_at(node, 1))
-    dims = rank(node.inputs[0])
-    if pads is None or dims is None:
+    all_axes = input_at(node, 3) is None
+    dims = pads.size // 2 if pads is not None and all_axes else rank(node.inputs[0])
+    if pads is None or dims is None or rank(node.inputs[0]) not in (None, dims):
         raise Refused("its pads or its input's rank are not known")
     whole = np.zeros(2 * dims, np.int64)
-    axes = constant(input_at(node, 3)) if input_at(node, 3) is not None else np.arange(dims)
+    axes = np.arange(dims) if all_axes else constant(input_at(node, 3))
     if axes is None or pads.size != 2 * axes.size:
         raise Refused("its axes are not known")
     axes = axes % dims
