@@ -11,6 +11,7 @@ import pytest
 
 from joulec.errors import InputError
 from joulec.ir.lower.keras_file import inspect
+from joulec.ir.lower.worker import _named
 
 h5py = pytest.importorskip("h5py")
 
@@ -100,3 +101,13 @@ def test_hdf5_cycles_end_and_declared_sizes_are_bounded(tmp_path: Path) -> None:
         file.create_dataset("w", (1 << 40,), "f4", chunks=(1 << 10,))
     with pytest.raises(InputError, match="datasets declare 4398046511104 bytes"):
         inspect(path, "h5", False)
+
+
+def test_a_wrong_extension_is_mended_by_a_link_in_the_folder_that_the_parent_removes(tmp_path: Path) -> None:
+    path, folder = tmp_path / "model.bin", tmp_path / "of the parent"
+    path.write_bytes(b"content")
+    folder.mkdir()
+    named = _named(path, "h5", str(folder))
+    assert named == folder / "source.h5"
+    assert named.read_bytes() == b"content"
+    assert _named(tmp_path / "model.keras", "keras", str(folder)) == tmp_path / "model.keras"
