@@ -58,7 +58,7 @@ class MatMulAdd(Rule):
 
 def _operands(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """(product, bias) of an Add whose one operand comes from a MatMul."""
-    if len(node.inputs) != 2:
+    if len(node.inputs) != 2 or node.attributes:  # before opset 7, `axis` aligned the operands
         return None, None
     first, second = node.inputs
     for product, bias in ((first, second), (second, first)):
