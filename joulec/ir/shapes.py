@@ -73,15 +73,33 @@ def negative_dim(bare: onnx.ModelProto) -> str | None:
         return None
     for node in slices:
         node.op_type = "Opaque"
-    known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
-    for node in slices:
-        node.op_type = "Slice"
-    for graph in _graphs(known.graph):
-        for info in (*graph.value_info, *graph.output):
+    try:
+        return _negative_before(bare, slices)
+    finally:
+        for node in slices:
+            node.op_type = "Slice"
+
+
+def _negative_before(bare: onnx.ModelProto, hidden: list[onnx.NodeProto]) -> str | None:
+    """Let Slices see what is proven sound, as many in a row as `SLICES` says: a round costs an inference."""
+    for _ in range(SLICES):
+        known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
+        infos = [info for graph in _graphs(known.graph) for info in (*graph.input, *graph.value_info, *graph.output)]
+        for info in infos:
             if any(dim.dim_value < 0 for dim in info.type.tensor_type.shape.dim):
                 return str(info.name)
+        shaped = {info.name for info in infos if info.type.tensor_type.HasField("shape")}
+        sound = [node for node in hidden if node.input and node.input[0] in shaped]
+        if not sound:
+            break
+        for node in sound:
+            node.op_type = "Slice"
+        hidden = [node for node in hidden if node.op_type == "Opaque"]
     return None
 
+
+SLICES = 3
+"""Slices one after another before which dimensions are checked; exporters chain two."""
 
 PROPAGATED = 1 << 16
 """Elements up to which onnx may propagate data: it stores every element that a node makes, whatever their number."""

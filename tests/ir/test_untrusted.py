@@ -20,6 +20,7 @@ import pytest
 from joulec.errors import InputError
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
+from joulec.ir.rewrite import Rewriter
 from joulec.ir.shapes import infer_shapes
 
 GRAPH = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
@@ -226,6 +227,12 @@ NEGATIVE = {
     "pad": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[2] {-3, -3}>()\n q = Pad(x, p)\n",
     "split": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[2] {-7, 9}>()\n q, r = Split(x, p)\n",
     "top": "g (float[2] x) => (float[k] y) { p = Constant<value = int64[1] {-7}>()\n q, r = TopK(x, p)\n",
+    "a pool after a slice": """g (float[1, 1, 5] x) => (float[k] y) { b = Constant<value = int64[3] {0, 0, 0}>()
+    f = Constant<value = int64[3] {1, 1, 2}>()
+    z = Slice(x, b, f)
+    c = MaxPool<kernel_shape = [9]>(z)
+    q = Squeeze(c)
+""",
     "pool": "g (float[1, 1, 2] x) => (float[k] y) { c = MaxPool<kernel_shape = [9]>(x)\n q = Squeeze(c)\n",
 }
 
@@ -248,3 +255,14 @@ def test_negative_dimensions_do_not_abort_at_a_slice():
     assert found.count("has a negative dimension") == len(NEGATIVE)
     found = inferred_in_a_child(f"{HEADER}\ng (float[-1] x) => (float[k] y) {{ q = Relu(x)\n{SLICE}")
     assert found.startswith("None "), "some exporters write -1 for any size"
+
+
+def test_a_value_made_like_one_of_unknown_type_can_be_written():
+    module = read(parsed("g (float[2] x) => (float[2] y) { a = Relu(x)\n y = Neg(a) }"))
+    node = module.graph.node(1)
+    assert node.inputs[0].type is None, "nothing was inferred yet"
+    rewriter = Rewriter(module, "test")
+    with rewriter.rewriting("rule", node):
+        (made,) = rewriter.add("Abs", [node.inputs[0]], before=node, like=node.inputs[0])
+        rewriter.set_input(node, 0, made)
+    assert [n.op_type for n in module.to_proto().graph.node] == ["Relu", "Abs", "Neg"]
