@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -182,6 +183,9 @@ def estimate(
     target: options.OneTarget = "cpu",
     shape: options.Shape = None,
     device: options.Device = None,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")
+    ] = 30,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
     memory_limit: options.MemoryLimit = None,
@@ -196,7 +200,7 @@ def estimate(
     if json:
         _print_json(found)
     else:
-        terminal.estimate_table(terminal.console(), Path(model).name or model, found)
+        terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
 
 
 @app.command(epilog="joulec verify model.onnx build/ --data calib.npz")
@@ -337,6 +341,7 @@ def _print_json(found: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `--debug` may stand anywhere."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    gc.set_threshold(100_000, 20, 50)  # large graphs are millions of live objects; looking for cycles costs a quarter
     debug = "--debug" in given
     if not debug:
         _silence_libraries()

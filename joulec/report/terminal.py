@@ -182,13 +182,34 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
         )  # fmt: skip
     out.print(Text(f"{units.safe(model)} on {units.safe(estimate['device'])}", style="bold"))
     out.print(table)
-    if limit is not None and len(nodes) > limit:
-        out.print(f"and {len(nodes) - limit} more nodes")
+    left = nodes[len(nodes) if limit is None else limit :]
+    if left:
+        spent = sum(node["joules"] or 0.0 for node in left)
+        share = f", {100 * spent / total:.0f} % of the energy" if total else ""
+        out.print(f"and {units.plural(len(left), 'more node')}{share} (--top 0 lists all)")
     if free:
         out.print(f"and {units.plural(free, 'node')} at no cost: constants, and what the runtime folds or fuses")
+    out.print(Text("\nBy operator", style="bold"))
+    out.print(_by_operator(nodes, total))
     out.print()
     for line in _totals(estimate):
         out.print(Text(line))
+
+
+def _by_operator(nodes: Iterable[Mapping[str, Any]], total: float) -> Table:
+    """Energy, share and number of nodes of each operator, the costliest first."""
+    sums: dict[str, list[float]] = {}
+    for node in nodes:
+        sums.setdefault(node["op"], []).append(node["joules"] or 0.0)
+    table = _grid(">energy", ">share", ">nodes", "*operator")
+    ranked = sorted(sums.items(), key=lambda item: (-sum(item[1]), item[0]))
+    for op, joules in ranked[:MAX_ROWS]:
+        share = f"{100 * sum(joules) / total:.1f} %" if total else ""
+        table.add_row(units.joules(sum(joules)), share, f"{len(joules):,}", units.safe(op))
+    if len(ranked) > MAX_ROWS:
+        rest = sum(sum(joules) for _, joules in ranked[MAX_ROWS:])
+        table.add_row(units.joules(rest), "", "", f"and {len(ranked) - MAX_ROWS} more operators")
+    return table
 
 
 def _totals(estimate: Mapping[str, Any]) -> Iterable[str]:

@@ -151,3 +151,12 @@ def test_each_node_of_an_estimate_is_one_line_with_the_end_of_its_name():
     nodes = [node(f"model/{'scope/' * 20}layer_{index}", "Conv", 1e-6) for index in range(3)]
     lines = text(terminal.estimate_table, "m.onnx", estimate(nodes)).splitlines()
     assert [line[-8:] for line in lines[2:5]] == [f"/layer_{index}" for index in range(3)]
+
+
+def test_a_long_estimate_lists_the_costliest_and_sums_the_rest():
+    nodes = [node(f"n{index}", "Conv" if index % 2 else "Relu", float(10 - index)) for index in range(10)]
+    said = words_of(text(terminal.estimate_table, "m.onnx", estimate(nodes), 4))
+    assert "n3" in said and "n4" not in said
+    assert "and 6 more nodes, 38 % of the energy (--top 0 lists all)" in said
+    assert "By operator energy share nodes operator 30.0 J 54.5 % 5 Relu 25.0 J 45.5 % 5 Conv" in said
+    assert "more nodes" not in words_of(text(terminal.estimate_table, "m.onnx", estimate(nodes)))
