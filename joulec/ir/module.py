@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -88,6 +89,14 @@ class Module:
     def to_proto(self) -> onnx.ModelProto:
         """The model as protobuf. External tensors stay references to their files."""
         return ir.to_proto(self.model)
+
+    def load_weights(self) -> None:
+        """Copy weights that lie in files into memory, so that the files may go."""
+        for graph in walk.graphs(self.model):
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if isinstance(tensor, ir.ExternalTensor):
+                    value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
 
     def save(self, path: Path) -> None:
         """Write the model to `path`; weights beyond `INLINE_LIMIT` bytes go to `<name>.data` beside it."""

@@ -81,7 +81,8 @@ def _from_path(path: Path, trust_code: bool, limits: Limits) -> Lowered:
     with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
         arguments = {"path": str(path.resolve()), "kind": kind, "folder": folder, "trust_code": trust_code}
         answer = sandbox.call_in_child("joulec.ir.lower.worker:lower_file", arguments, limits, f"lowering {path}")
-        module = read(Path(folder, "model.onnx").read_bytes())
+        module = read(Path(folder, "model.onnx"))
+        module.load_weights()
     notes = (*module.origin.notes, *answer["notes"])
     module.origin = Origin(kind, path, tuple(notes))
     return Lowered(module, Parity.from_json(answer["parity"]))
