@@ -31,6 +31,11 @@ class Judge(ABC):
         """What a reader of the last score must know."""
         return ()
 
+    @property
+    def blind(self) -> bool:
+        """Whether the last score says nothing, because nothing could be judged."""
+        return False
+
     def drop(self, module: Module) -> float:
         """How much worse than the input model it is; negative where it is better."""
         return self.baseline - self.score(module)
@@ -74,6 +79,11 @@ class FidelityJudge(Judge):
     def __init__(self, runner: Runner, baseline: Module, feeds: Feeds, options: SessionOptions) -> None:
         self._runner, self._reference, self._feeds, self._options = runner, baseline, feeds, options
         self.zero_outputs: tuple[str, ...] = ()
+        self._judged = 0
+
+    @property
+    def blind(self) -> bool:
+        return self._judged == 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -93,6 +103,7 @@ class FidelityJudge(Judge):
             self._runner.unload(candidate)
         self.zero_outputs = tuple(name for name, (_, norm) in norms.items() if norm == 0)
         ratios = [math.sqrt(error / norm) for error, norm in norms.values() if norm > 0]
+        self._judged = len(ratios)
         wrong = any(error > 0 for error, norm in norms.values() if norm == 0)
         return 1.0 - max([*ratios, 1.0] if wrong else ratios, default=0.0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joulec
+from joulec import decisions as recording
 from joulec import describe
 from joulec.backends import BACKENDS, Backend, artefact, backend
 from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for, synthetic_probes
@@ -129,7 +130,8 @@ def optimize(
     backends = _backends(target)
     places = _places(out, backends)
     keys = {b.target.name: request.key(b.target.name) for b in backends}
-    reports = {b.target.name: _current(places, keys, b) for b in backends} if not remeasure else {}
+    repeated = _repeated(decisions, orders, backends)
+    reports = {b.target.name: _current(places, keys, b, repeated) for b in backends} if not remeasure else {}
     todo = [b for b in backends if reports.get(b.target.name) is None]
     modules: dict[str, Module] = {}
     if todo:
@@ -138,7 +140,7 @@ def optimize(
             model, trust_code=trust_code, custom_ops=request.custom_ops, example_inputs=example_inputs, limits=limits
         )
         with runner_for(limits) as runner:
-            build = Build(request, lowered, runner, observers, progress, decisions, remeasure)
+            build = Build(request, lowered, runner, observers, progress, repeated, remeasure)
             for one in todo:
                 name = one.target.name
                 reports[name], modules[name] = build.run(one, keys[name], places.get(name))
@@ -159,6 +161,13 @@ def _backends(target: str | Sequence[str]) -> list[Backend]:
     return [backend(name) for name in names]
 
 
+def _repeated(file: str | Path | None, orders: Orders, backends: Sequence[Backend]) -> dict[str, Decisions]:
+    """The decisions that the user wants repeated, by target."""
+    if file is None:
+        return {}
+    return {b.target.name: recording.from_file(Path(file), b.target.name, orders.spelled()) for b in backends}
+
+
 def _places(out: str | Path | None, backends: Sequence[Backend]) -> dict[str, Path]:
     if out is None:
         return {}
@@ -169,14 +178,20 @@ def _places(out: str | Path | None, backends: Sequence[Backend]) -> dict[str, Pa
     return places
 
 
-def _current(places: Mapping[str, Path], keys: Mapping[str, str | None], one: Backend) -> Report | None:
+def _current(
+    places: Mapping[str, Path], keys: Mapping[str, str | None], one: Backend, repeated: Mapping[str, Decisions]
+) -> Report | None:
     """The report of the artefact that is already there, if nothing it depends on changed."""
     name = one.target.name
     key, place = keys[name], places.get(name)
     if key is None or place is None or not artefact.is_current(place, key):
         return None
-    manifest = artefact.read_json(place / artefact.MANIFEST_FILE)
-    return replace(Report.from_json(manifest["report"]), status="up to date", directory=str(place))
+    try:
+        found = Report.from_json(artefact.read_json(place / artefact.MANIFEST_FILE)["report"])
+        same = name not in repeated or recording.from_file(place, name, repeated[name].orders) == repeated[name]
+    except (InputError, TypeError, KeyError, ValueError):  # somebody changed it: build again
+        return None
+    return replace(found, status="up to date", directory=str(place)) if same else None
 
 
 # -- the other commands ---------------------------------------------------------------------------------------------

@@ -60,6 +60,11 @@ class Request:
     custom_ops: tuple[Path, ...]
     trust_code: bool
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("threads", self.threads, 0), ("seed", self.seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be an integer from {least} up, not {value!r}")
+
     def _code_files(self) -> list[Path]:
         """Plugins and libraries that are files; entry points count by their packages' versions."""
         named = [*(Path(plugin) for plugin in self.plugins), *self.custom_ops]
@@ -112,7 +117,7 @@ class Build:
     runner: Runner
     observers: Sequence[Observer]
     progress: Progress
-    decisions: str | Path | None
+    repeated: Mapping[str, Decisions]
     remeasure: bool
 
     def run(self, one: Backend, key: str | None, place: Path | None) -> tuple[Report, Module]:
@@ -186,10 +191,11 @@ class Build:
         return FidelityJudge(self.runner, base, feeds, options)
 
     def _recorded(self, key: str | None, target: str) -> Decisions | None:
-        orders = self.request.orders.spelled()
-        if self.decisions is not None:
-            return recording.from_file(Path(self.decisions), target, orders)
-        return None if key is None or self.remeasure else recording.cached(key, target, orders)
+        if target in self.repeated:
+            return self.repeated[target]
+        if key is None or self.remeasure:
+            return None
+        return recording.cached(key, target, self.request.orders.spelled())
 
     def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
         """The decisions with the paired latency of the whole build, where this machine can run it."""

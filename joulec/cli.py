@@ -342,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `--debug` may stand anywhere."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(100_000, 20, 50)  # large graphs are millions of live objects; looking for cycles costs a quarter
+    _limit_memory()
     debug = "--debug" in given
     if not debug:
         _silence_libraries()
@@ -362,6 +363,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         _say("interrupted; nothing was left half-written")
     return code if isinstance(code, int) else 0
+
+
+def _limit_memory() -> None:
+    """What joulec allocates itself ends where its children end, so that a bomb becomes an error, not a dead machine."""
+    import resource
+
+    from joulec.ir.sandbox import Limits
+
+    wanted = Limits.default().memory_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if wanted is not None and (soft == resource.RLIM_INFINITY or soft > wanted):
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def _explain(error: Exception, arguments: Sequence[str]) -> int:

@@ -184,8 +184,14 @@ class Compiler:
         if self.orders.sparsity is not None:
             outcome = self._run([PruneMagnitude(sparsity=self.orders.sparsity)], module)
             self._keep(outcome)
-            said = f"ordered: sparsity {self.orders.sparsity:g}; zeros save storage when compressed, no energy on"
-            self._choices.append(decision_of("pruning", True, True, f"{said} {self.backend.target.name}"))
+            pruned = outcome.steps[-1].status == "applied"
+            said = f"ordered: sparsity {self.orders.sparsity:g}; "
+            said += (
+                f"zeros save storage when compressed, no energy on {self.backend.target.name}"
+                if pruned
+                else f"but {_why_unchanged(outcome)}"
+            )
+            self._choices.append(decision_of("pruning", pruned, True, said))
             module = outcome.module
         return self._quantized(module)
 
@@ -364,6 +370,8 @@ class Compiler:
             spent = (drop or 0.0) - self._drop_already_ordered(floating)
             if self.orders.max_drop is not None and spent > self.orders.max_drop:
                 return f"it drops {spent:.4f}, the budget is {self.orders.max_drop:g}", None, drop
+            if self.inputs.judge is not None and self.inputs.judge.blind:
+                return "its accuracy cannot be judged: the input model gives nothing but zeros or NaN", None, drop
             self.progress("timing INT8 against float", None)
             paired = time_pair(self.runner, floating, module, self.inputs.probes[0], self._options())
         except JoulecError as error:
@@ -414,7 +422,7 @@ def _why_unchanged(outcome: Outcome) -> str:
         if step.result.notes and step.status == "unchanged":
             return step.result.notes[0]
     refused = [refusal.reason for step in outcome.steps for refusal in step.result.refusals]
-    return f"nothing could be quantized ({refused[0]})" if refused else "nothing could be quantized"
+    return f"nothing could be changed ({refused[0]})" if refused else "there was nothing to change"
 
 
 def with_latency(decisions: Decisions, paired: Paired | None) -> Decisions:

@@ -198,7 +198,7 @@ def test_an_unchanged_build_is_up_to_date_and_touches_nothing(model: Path, data:
     assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("changed", ["model", "data", "option", "artefact", "manifest", "remeasure"])
+@pytest.mark.parametrize("changed", ["model", "data", "option", "artefact", "manifest", "report", "decisions", "remeasure"])
 def test_whatever_changed_is_built_again(changed: str, model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     joulec.optimize(model, out, data=data, int8=False)
@@ -214,6 +214,14 @@ def test_whatever_changed_is_built_again(changed: str, model: Path, data: Path, 
             (out / "session.json").write_text("{}")
         case "manifest":
             (out / "manifest.json").write_text("{")
+        case "report":  # every other file is what the manifest says
+            manifest = json.loads((out / "manifest.json").read_text())
+            (out / "manifest.json").write_text(json.dumps({**manifest, "report": {"steps": 5}}))
+        case "decisions":
+            decisions = json.loads((out / "decisions.json").read_text())
+            decisions["excluded"] = ["fuse-affine"]
+            (tmp_path / "other.json").write_text(json.dumps(decisions))
+            more = {"decisions": tmp_path / "other.json"}
         case "remeasure":
             more = {"remeasure": True}
     again = joulec.optimize(model, out, data=data, int8=False, **more)
@@ -272,6 +280,8 @@ def test_decisions_of_another_target_are_refused(model: Path, tmp_path: Path) ->
         ({"decisions": "nowhere.json"}, "nowhere.json"),
         ({"custom_ops": ["nowhere.so"]}, "nowhere.so: no such file"),
         ({"device": "abacus"}, "abacus"),
+        ({"seed": -1}, "seed must be an integer from 0 up, not -1"),
+        ({"threads": -1}, "threads must be an integer from 0 up, not -1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

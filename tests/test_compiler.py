@@ -143,6 +143,23 @@ def test_a_model_that_does_not_run_here_is_never_timed(model: Module) -> None:
     assert isinstance(made.runner, PricedRunner) and made.runner.timed == 0
 
 
+def test_int8_is_not_chosen_where_fidelity_says_nothing(tmp_path: Path) -> None:
+    weights = {"w": np.full((4, 1, 3, 3), np.nan, np.float32)}
+    model = lower(write(tmp_path / "n.onnx", "g (float[N,1,12,12] x) => (float[N,4,10,10] y) { y = Conv(x, w) }", weights)).module
+    judge = FidelityJudge(compiler(model).runner, model, Feeds.of(feeds(2)), SessionOptions())
+    compiled = compiler(model, int8_costs(2.0, 1.0), judge).compile()
+    assert not is_quantized(compiled.module)
+    assert not decision(compiled, "INT8").kept
+
+
+def test_pruning_that_could_not_be_carried_out_is_not_called_done(tmp_path: Path) -> None:
+    model = lower(write(tmp_path / "r.onnx", "g (float[N] x) => (float[N] y) { y = Relu(x) }")).module
+    compiled = compiler(model, sparsity=0.5, data=[], obstacle="no matter").compile()
+    pruning = decision(compiled, "pruning")
+    assert (pruning.kept, pruning.ordered) == (False, True)
+    assert pruning.reason.startswith("ordered: sparsity 0.5; but ")
+
+
 # -- orders ---------------------------------------------------------------------------------------------------------
 
 

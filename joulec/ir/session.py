@@ -40,6 +40,7 @@ class SessionOptions:
     custom_ops: tuple[Path, ...] = ()
 
 
+MAX_REASON = 500
 _STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _SOURCE = re.compile(
     r"Load model from \S+ failed: ?|Exception during initialization: |/onnxruntime_src/\S+:\d+ .*?\) (const )?"
@@ -49,7 +50,7 @@ _NODE = re.compile(r"running (?P<op>\w+) node\. Name:'(?P<name>[^']*)' Status Me
 
 def reason(error: Exception) -> str:
     """What ONNX Runtime says, on one line: the innermost node that failed and why, without codes and paths."""
-    text = _SOURCE.sub("", _STATUS.sub("", first_line(error)))
+    text = _SOURCE.sub("", _STATUS.sub("", " ".join(str(error).split())))[:MAX_REASON]
     nodes = list(_NODE.finditer(text))
     if not nodes:
         return text

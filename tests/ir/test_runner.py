@@ -161,7 +161,7 @@ def test_a_child_that_answers_nonsense_is_stopped(parse: Parse, monkeypatch: pyt
         ),
         ("Load model from /x/model.onnx failed:Fatal error: acme:Foo(-1) is not known", "Fatal error: acme:Foo(-1) is not known"),
         ("/onnxruntime_src/a/b.h:84 ns::Helper::Helper(const A&, bool) n != 0 was false", "n != 0 was false"),
-        ("plain\nsecond line", "plain"),
+        ("Got invalid dimensions for input: x\n index: 0 Got: 3 Expected: 4", "Got invalid dimensions for input: x index: 0 Got: 3 Expected: 4"),
     ],
 )  # fmt: skip
 def test_the_reason_is_the_innermost_node(said: str, wanted: str) -> None:
