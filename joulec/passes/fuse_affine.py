@@ -91,7 +91,7 @@ def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | N
     dims = rank(data)
     if dims is None or axis != 1 - dims:
         raise Refused("BatchNormalization normalizes axis 1, which is not the channel axis here")
-    if attribute(node, "training_mode", 0) or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+    if attribute(node, "training_mode", 0) or len(node.outputs) > 1:  # before opset 14 the outputs say so, used or not
         raise Refused("BatchNormalization is in training mode")
     parameters = [constant(value) for value in node.inputs[1:5]]
     if len(parameters) != 4 or any(p is None for p in parameters):
@@ -281,10 +281,23 @@ class ScaleBefore(Rule):
             return
         if sole_consumer(data) is not node:
             raise Refused(f"{walk.label(source)} before it is used elsewhere too")
+        if _halves_gelu(source, flows):
+            raise Refused(f"{walk.label(source)} ends a GELU, which runtimes fuse only as a whole")
         _require_width(flows, linear.channel_axis, max(affine.scale.size, affine.shift.size))
         _refit(linear, *_before(linear, affine), rewriter)
         rewriter.set_input(node, 0, flows)
         rewriter.erase(source)
+
+
+def _halves_gelu(scale: ir.Node, flows: ir.Value) -> bool:
+    """Whether `scale` is the last Mul of x * (1 + erf(..)) * 0.5, or of its form with Tanh."""
+    product = flows.producer()
+    if not walk.is_onnx(scale, "Mul") or product is None or not walk.is_onnx(product, "Mul"):
+        return False
+    sums = [value.producer() for value in product.inputs if value is not None]
+    terms = [value for one in sums if one is not None and walk.is_onnx(one, "Add") for value in one.inputs]
+    nodes = [None if value is None else value.producer() for value in terms]
+    return any(node is not None and walk.is_onnx(node, "Erf", "Tanh") for node in nodes)
 
 
 def _require_width(flows: ir.Value, axis: int, channels: int) -> None:

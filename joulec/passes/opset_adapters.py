@@ -127,7 +127,7 @@ def _upsample_9(node: ir.Node, step: Step) -> None:
 
 
 def _upsample_10(node: ir.Node, step: Step) -> None:
-    if _value(node, "mode", "nearest") == "linear" and rank(node.inputs[0]) not in (None, 2, 4):
+    if _value(node, "mode", "nearest") == "linear" and rank(node.inputs[0]) not in (2, 4):
         raise Refused("linear Upsample of this rank has no counterpart")
     step.rewriter.set_op(node, "Resize")
 
@@ -170,7 +170,8 @@ def _batch_norm_9(node: ir.Node, step: Step) -> None:
 
 
 def _batch_norm_14(node: ir.Node, step: Step) -> None:
-    if any(_used(output) for output in node.outputs[1:]):
+    """Before 14 a node with more outputs than one was in training mode, whether or not anything used them."""
+    if len(node.outputs) > 1:
         raise Refused("it is in training mode, whose statistics changed")
 
 
@@ -184,6 +185,9 @@ def _dropout_10(node: ir.Node, step: Step) -> None:
 
 
 def _dropout_12(node: ir.Node, step: Step) -> None:
+    """At inference the mask said False before, as ONNX Runtime reads it, and says True since: nothing was dropped."""
+    if len(node.outputs) > 1 and _used(node.outputs[1]):
+        raise Refused("its mask is used, and changed its meaning")
     if "ratio" in node.attributes:  # nothing is dropped at inference, whatever the ratio
         step.rewriter.set_attribute(node, "ratio", None)
 

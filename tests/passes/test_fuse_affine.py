@@ -304,6 +304,11 @@ def test_a_function_attribute_refuses_one_node_and_not_the_pass() -> None:
     assert ops(module) == ["Conv", "f"]
 
 
+def test_outputs_that_nobody_uses_put_batch_normalization_in_training_mode() -> None:
+    body = "c = Conv(x, w) y, a1, a2, a3, a4 = BatchNormalization(c, gamma, beta, mean, var)"
+    assert unchanged(build(f"{X} {{ {body} }}", 9, **C, **BN), FuseAffine()) == {"BatchNormalization is in training mode"}
+
+
 def test_a_nan_in_the_weight_is_left_where_it_is() -> None:
     weight = C["w"].copy()
     weight[0, 0, 0, 0] = np.nan
