@@ -207,7 +207,8 @@ class Build:
             return None
         self.progress("timing the result against the input", None)
         options = one.settings(self.request.threads).options(self.lowered.module.origin.custom_ops)
-        return time_pair(self.runner, self.lowered.module, compiled.module, inputs.probes[0], options)
+        shipped = one.finished(compiled.module)
+        return time_pair(self.runner, self.lowered.module, shipped, inputs.probes[0], options)
 
     def _report(self, compiled: Compiled, one: Backend, inputs: Inputs, energy: EnergyModel) -> Report:
         base, request = self.lowered.module, self.request

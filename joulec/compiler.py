@@ -174,7 +174,7 @@ class Compiler:
         if self.orders.int8 and not any(isinstance(one, Quantize) for one in passes):
             passes += [Calibrate(), Quantize()]
         self._int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
-        outcome = self._run([*self.backend.legalization(), *passes], self.base)
+        outcome = self._run([*self.backend.legalization(), *self.backend.preferences(), *passes], self.base)
         self._keep(outcome)
         self._choices.append(decision_of("passes", True, True, f"ordered: {spelling.spell(passes) or 'none'}"))
         return outcome.module
@@ -221,10 +221,11 @@ class Compiler:
     def _exact(self) -> Module:
         legalized = self._run(self.backend.legalization(), self.base)  # no choice of ours: never left out
         self._keep(legalized)
+        droppable = [*self.backend.preferences(), *exact_passes()]
         legal, excluded = legalized.module, list(self.recorded.excluded) if self.recorded else []
         while True:
             trail = _Trail()
-            passes = [one for one in exact_passes() if spelling.spell_pass(one) not in excluded]
+            passes = [one for one in droppable if spelling.spell_pass(one) not in excluded]
             outcome = self._run(passes, legal, trail)
             slower = None if self.recorded else self._slower(legal, outcome)
             if slower is None:
@@ -234,7 +235,7 @@ class Compiler:
             self._choices.append(_measured("pass " + culprit, False, reason, slower))
             excluded.append(culprit)
         if self.recorded is None and (drop := self._rounding(outcome.module)) is not None:
-            excluded = [spelling.spell_pass(one) for one in exact_passes()]
+            excluded = [spelling.spell_pass(one) for one in droppable]
             reason = f"rounding alone costs {drop:.2g} points, the budget is {self.orders.max_drop:g}"
             self._choices.append(decision_of("exact passes", False, False, reason, drop=drop))
             outcome = self._run([], legal)
@@ -262,7 +263,8 @@ class Compiler:
         if not self._can_time() or not _applied(outcome):
             return None
         self.progress("timing the exact passes", None)
-        paired = confirm_slower(self.runner, legal, outcome.module, self.inputs.probes[0], self._options())
+        pair, feed = self._shipped(legal, outcome.module), self.inputs.probes[0]
+        paired = confirm_slower(self.runner, *pair, feed, self._options())
         return paired if paired.slower else None
 
     def _culprit(self, legal: Module, outcome: Outcome, trail: _Trail) -> str:
@@ -272,9 +274,12 @@ class Compiler:
         while low < high:
             middle = (low + high) // 2
             candidate = trail.modules[applied[middle]]
-            paired = time_pair(self.runner, legal, candidate, self.inputs.probes[0], self._options())
+            paired = time_pair(self.runner, *self._shipped(legal, candidate), self.inputs.probes[0], self._options())
             low, high = (low, middle) if paired.slower else (middle + 1, high)
         return outcome.steps[applied[low]].spelling
+
+    def _shipped(self, base: Module, candidate: Module) -> tuple[Module, Module]:
+        return self.backend.finished(base), self.backend.finished(candidate)
 
     def _can_time(self) -> bool:
         return bool(self.inputs.probes)
@@ -373,7 +378,7 @@ class Compiler:
             if self.inputs.judge is not None and self.inputs.judge.blind:
                 return "its accuracy cannot be judged: the input model gives nothing but zeros or NaN", None, drop
             self.progress("timing INT8 against float", None)
-            paired = time_pair(self.runner, floating, module, self.inputs.probes[0], self._options())
+            paired = time_pair(self.runner, *self._shipped(floating, module), self.inputs.probes[0], self._options())
         except JoulecError as error:
             return str(error), None, None
         return (None if paired.faster else f"INT8 would run at {paired} the speed of float"), paired, drop

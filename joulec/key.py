@@ -18,12 +18,12 @@ PACKAGES = tuple("joulec numpy onnx onnx-ir onnxruntime onnxruntime-gpu tensorfl
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
-    """sha256 over options, fingerprints, versions of joulec and what it builds on, and the CPU.
+    """sha256 over options, fingerprints, joulec's code, versions of what it builds on, and the CPU.
 
     Args:
         parts: JSON-able; fingerprints of files and the value of every option.
     """
-    whole = {"parts": parts, "versions": versions(), "cpu": cpu()}
+    whole = {"parts": parts, "versions": versions(), "source": source(), "cpu": cpu()}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -54,6 +54,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def source() -> str:
+    """joulec's own code: between releases, and in an editable install, the version says too little."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @cache

@@ -375,3 +375,18 @@ def test_a_large_model_keeps_its_weights_outside(model: Path, monkeypatch: pytes
     np.testing.assert_allclose(joulec.load(out).run(None, X)[0], outputs(model), rtol=1e-4, atol=1e-5)
     joulec.optimize(out / "model.onnx", tmp_path / "again", int8=False)
     np.testing.assert_allclose(joulec.load(tmp_path / "again").run(None, X)[0], outputs(model), rtol=1e-4, atol=1e-5)
+
+
+def test_the_cpu_artefact_declares_no_shapes_that_the_runtime_infers(model: Path, tmp_path: Path) -> None:
+    """Declared, they make ONNX Runtime choose a slower kernel; of unknown operators nobody else knows them."""
+    joulec.optimize(model, tmp_path / "out", int8=False)
+
+    def declared(proto: onnx.ModelProto) -> set[str]:
+        made = {name for node in proto.graph.node for name in node.output}
+        return made & {info.name for info in proto.graph.value_info}
+
+    assert declared(onnx.load(tmp_path / "out" / "model.onnx")) == set()
+    assert declared(joulec.simplify(model)) != set()
+    path = write(tmp_path / "f.onnx", "g (float[N,4] x) => (float[N,4] y) <float[N,4] f> { r = Relu(x) f = com.acme.Foo(r) y = Relu(f) }")
+    joulec.optimize(path, tmp_path / "foreign")
+    assert declared(onnx.load(tmp_path / "foreign" / "model.onnx")) == {"f"}

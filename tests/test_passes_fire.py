@@ -64,7 +64,10 @@ def compile_with_everything(module: Module, shapes: Mapping[str, tuple[int, ...]
     """Legalization for the CPU, the exact passes, pruning, calibration on seeded noise, and quantization."""
     generator = np.random.default_rng(0)
     feeds = [{name: generator.normal(size=s).astype(np.float32) for name, s in shapes.items()} for _ in range(2)]
-    passes = [*backend("cpu").legalization(), *exact_passes(), PruneMagnitude(sparsity=0.5), Calibrate(), Quantize()]
+    cpu = backend("cpu")
+    passes = [
+        *cpu.legalization(), *cpu.preferences(), *exact_passes(), PruneMagnitude(sparsity=0.5), Calibrate(), Quantize()
+    ]  # fmt: skip
     with LocalRunner() as runner:
         context = Context(backend("cpu").target, feeds=Feeds.of(feeds), probes=feeds, runner=runner)
         return Pipeline(passes).run(module, context)

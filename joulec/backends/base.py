@@ -130,6 +130,10 @@ class Backend(ABC):
         """Passes that must run for this target whatever the user orders, before all others."""
         return [UpgradeOpset()]
 
+    def preferences(self) -> list[Pass]:
+        """Exact passes that bring a legal module closer to the target's own form; left out where they do not pay."""
+        return []
+
     @abstractmethod
     def settings(self, threads: int) -> SessionSettings:
         """How the artefact is to be opened."""
@@ -138,11 +142,15 @@ class Backend(ABC):
     def describe(self) -> str:
         """One line for `joulec targets`: what is emitted for this target today."""
 
-    def emit(self, module: Module, directory: Path, threads: int) -> None:
-        """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`."""
+    def finished(self, module: Module) -> Module:
+        """The module exactly as it is written: what is timed must be what is shipped."""
         final = module.clone()
         final.model.ir_version = ir_version_for(final, self.target)
-        final.save(directory / MODEL_FILE)
+        return final
+
+    def emit(self, module: Module, directory: Path, threads: int) -> None:
+        """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`."""
+        self.finished(module).save(directory / MODEL_FILE)
         write_json(directory / SESSION_FILE, self.settings(threads).to_json())
 
     @abstractmethod

@@ -9,15 +9,37 @@ from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.runner import Runner
+from joulec.ir.shapes import forget_shapes
 from joulec.ir.verify import checker_problem
+from joulec.passes.base import Pass
 from joulec.passes.schemes import CPU_SCHEME
 from joulec.passes.target import Target
+from joulec.passes.upgrade_opset import UpgradeOpset
+
+QDQ_OPSET = 13
+"""Opset of per-channel QuantizeLinear and DequantizeLinear."""
 
 
 class CpuBackend(Backend):
     """Float32, or u8 x s8 Q/DQ that ONNX Runtime fuses into its QLinear kernels."""
 
     target = Target("cpu", "CPUExecutionProvider", 19, 9, CPU_SCHEME, "generic-server-cpu")
+
+    def legalization(self) -> list[Pass]:
+        """The CPU provider runs every opset; 13 is the first whose Q/DQ has an axis, which INT8 needs."""
+        return [UpgradeOpset(to=QDQ_OPSET)]
+
+    def preferences(self) -> list[Pass]:
+        """The opset of the other targets, where that is no slower: ONNX Runtime fuses some patterns by opset."""
+        return [UpgradeOpset()]
+
+    def finished(self, module: Module) -> Module:
+        """Without shapes of intermediate values: ONNX Runtime infers its own. Where the file declares them, it fuses
+        residual Adds into SkipLayerNormalization, whose CPU kernel is slower than the two that it replaces.
+        """
+        final = super().finished(module)
+        forget_shapes(final)
+        return final
 
     def settings(self, threads: int) -> SessionSettings:
         """One thread that does not spin: idle threads that spin burn a core between calls (docs/architecture.md)."""

@@ -101,6 +101,20 @@ def _negative_before(bare: onnx.ModelProto, hidden: list[onnx.NodeProto]) -> str
 SLICES = 3
 """Slices one after another before which dimensions are checked; exporters chain two."""
 
+def forget_shapes(module: Module) -> None:
+    """Drop types and shapes of intermediate values that any runtime infers by itself; signatures stay.
+
+    What operators of unknown domains make keeps its declaration: nobody can infer that.
+    """
+    for graph in walk.graphs(module.model):
+        for node in graph:
+            if node.domain not in walk.RUNTIME_DOMAINS:
+                continue
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type, value.shape = None, None
+
+
 PROPAGATED = 1 << 16
 """Elements up to which onnx may propagate data: it stores every element that a node makes, whatever their number."""
 
