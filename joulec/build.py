@@ -14,7 +14,7 @@ from joulec import decisions as recording
 from joulec import describe
 from joulec.accuracy import FidelityJudge, Judge, MetricJudge
 from joulec.backends import Backend, artefact
-from joulec.compiler import Compiled, Compiler, Inputs, Orders, with_latency
+from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, load_profile
@@ -30,7 +30,6 @@ from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes.calibrate import to_json as ranges_to_json
 from joulec.passes.pipeline import Observer
-from joulec.payoff import Paired, time_pair
 from joulec.report.data import Accuracy, Report
 from joulec.report.html import render
 
@@ -131,8 +130,6 @@ class Build:
             self.observers, self.progress,
         )  # fmt: skip
         compiled = compiler.compile()
-        if recorded is None:
-            compiled = replace(compiled, decisions=self._measured(compiled, one, inputs))
         report = self._report(compiled, one, inputs, energy)
         if place is not None:
             report = self._write(report, compiled, one, inputs, key, place)
@@ -196,19 +193,6 @@ class Build:
         if key is None or self.remeasure:
             return None
         return recording.cached(key, target, self.request.orders.spelled())
-
-    def _measured(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Decisions:
-        """The decisions with the paired latency of the whole build, where this machine can run it."""
-        paired = self._time(compiled, one, inputs) if inputs.probes else None
-        return with_latency(compiled.decisions, paired)
-
-    def _time(self, compiled: Compiled, one: Backend, inputs: Inputs) -> Paired | None:
-        if one.target.name != "cpu":
-            return None
-        self.progress("timing the result against the input", None)
-        options = one.settings(self.request.threads).options(self.lowered.module.origin.custom_ops)
-        shipped = one.finished(compiled.module)
-        return time_pair(self.runner, self.lowered.module, shipped, inputs.probes[0], options)
 
     def _report(self, compiled: Compiled, one: Backend, inputs: Inputs, energy: EnergyModel) -> Report:
         base, request = self.lowered.module, self.request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from joulec.accuracy import Judge
 from joulec.backends.base import Backend
@@ -62,6 +62,11 @@ class Orders:
             raise InputError("--sparsity and --passes: write prune-magnitude{sparsity=...} into --passes instead")
         if self.int8 is False and any(isinstance(one, Quantize) for one in self.passes):
             raise InputError("--no-int8 and --passes contradict each other: --passes holds quantize")
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was ordered that must be carried out even if it is slower."""
+        return self.passes is not None or self.sparsity is not None or self.int8 is True
 
     def spelled(self) -> tuple[str, ...]:
         """The orders in the spelling of the command line, for the report."""
@@ -160,12 +165,36 @@ class Compiler:
         self._int8: str | None = None
         self._drops: dict[int, tuple[Module, float]] = {}
         module = self._ordered() if self.orders.passes is not None else self._chosen()
+        paired = None if self.recorded else self._against_input(module)
+        if paired is not None and paired.slower and not self.orders.given:
+            module, paired = self._undone(module, paired)
         score = self._within_budget(module)
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(self._excluded), self._int8, tuple(self._choices), tuple(self._dropped),
-            orders=self.orders.spelled(),
+            None if paired is None else latency_of(paired), self.orders.spelled(),
         )  # fmt: skip
         return Compiled(module, tuple(self._steps), decisions, score, tuple(dict.fromkeys(self._notes)))
+
+    def _against_input(self, module: Module) -> Paired | None:
+        """The whole build against the input model, which this machine can time for the CPU only."""
+        if not self._can_time() or self.backend.target.name != "cpu":
+            return None
+        self.progress("timing the result against the input", None)
+        shipped, feed = self.backend.finished(module), self.inputs.probes[0]
+        return confirm_slower(self.runner, self.base, shipped, feed, self._options())
+
+    def _undone(self, module: Module, paired: Paired) -> tuple[Module, Paired]:
+        """The legal module alone, where all that was chosen together is slower than the input and it is not."""
+        legal = self._legalized
+        alone = self._against_input(legal.module)
+        if alone is None or alone.slower:
+            return module, paired
+        reason = f"all together would run at {paired} the speed of the input"
+        self._dropped += [step_report(step, reason) for step in self._steps[len(legal.steps) :]]
+        self._steps, self._int8 = list(legal.steps), None
+        self._excluded = [spelling.spell_pass(one) for one in self._droppable()]
+        self._choices.append(_measured("all passes", False, reason, paired))
+        return legal.module, alone
 
     # -- what is run ----------------------------------------------------------------------------------------
 
@@ -219,10 +248,10 @@ class Compiler:
     # -- exact passes: not slower than without them ---------------------------------------------------------------
 
     def _exact(self) -> Module:
-        legalized = self._run(self.backend.legalization(), self.base)  # no choice of ours: never left out
-        self._keep(legalized)
-        droppable = [*self.backend.preferences(), *exact_passes()]
-        legal, excluded = legalized.module, list(self.recorded.excluded) if self.recorded else []
+        self._legalized = self._run(self.backend.legalization(), self.base)  # no choice of ours: never left out
+        self._keep(self._legalized)
+        droppable, legal = self._droppable(), self._legalized.module
+        excluded = list(self.recorded.excluded) if self.recorded else []
         while True:
             trail = _Trail()
             passes = [one for one in droppable if spelling.spell_pass(one) not in excluded]
@@ -242,6 +271,9 @@ class Compiler:
         self._keep(outcome)
         self._excluded = excluded
         return outcome.module
+
+    def _droppable(self) -> list[Pass]:
+        return [*self.backend.preferences(), *exact_passes()]
 
     def _rounding(self, module: Module) -> float | None:
         """What exact passes cost by reassociating sums, where that is more than the budget (a tiny one, or 0)."""
@@ -430,11 +462,9 @@ def _why_unchanged(outcome: Outcome) -> str:
     return f"nothing could be changed ({refused[0]})" if refused else "there was nothing to change"
 
 
-def with_latency(decisions: Decisions, paired: Paired | None) -> Decisions:
-    """The decisions with the measurement of the whole build."""
-    if paired is None:
-        return decisions
-    latency = Latency(
+def latency_of(paired: Paired) -> Latency:
+    """A paired timing as the report holds it, rounded so that a rebuild writes the same text."""
+    return Latency(
         before_ms=round(paired.base_ms, 6),
         after_ms=round(paired.candidate_ms, 6),
         ratio=round(paired.ratio, 4),
@@ -443,4 +473,3 @@ def with_latency(decisions: Decisions, paired: Paired | None) -> Decisions:
         rounds=paired.rounds,
         threads=paired.threads,
     )
-    return replace(decisions, latency=latency)

@@ -99,7 +99,7 @@ def test_int8_beyond_the_budget_is_dropped_before_it_is_timed(model: Module) -> 
     assert not is_quantized(compiled.module)
     assert "it drops 0.1000, the budget is 0.05" in decision(compiled, "INT8").reason
     assert compiled.score == 1.0
-    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 10  # the exact passes: 5 loads, 2 calls each
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 20  # the exact passes, the whole: 5 loads, 2 calls each
 
 
 def test_without_a_budget_accuracy_does_not_stop_int8(model: Module) -> None:
@@ -257,6 +257,28 @@ def test_a_newer_opset_must_pay_on_the_cpu_but_legalization_is_never_left_out(tm
     assert compiler(old, data=[]).compile().module.opset == 19
 
 
+def test_what_is_slower_only_all_together_is_undone_all_together(model: Module) -> None:
+    class Odd(PricedRunner):
+        """Against the input, whatever lost its Identity is slow; against anything else nothing is."""
+
+        def time(self, handles: Sequence[int], feed: Any, *, rounds: int) -> Any:
+            modules = [self._modules[handle] for handle in handles]
+            raw = any(module.model.ir_version == model.model.ir_version for module in modules)
+            slow = [raw and "Identity" not in operators(module) for module in modules]
+            return np.tile([2.0 if one else 1.0 for one in slow], (rounds, 1))
+
+    made = compiler(model, data=[])
+    made.runner = Odd(lambda module: 1.0)
+    compiled = made.compile()
+    assert "Identity" in operators(compiled.module)
+    assert decision(compiled, "all passes").reason == "all together would run at 0.50x (0.50 to 0.50) the speed of the input"
+    assert {step.status for step in compiled.decisions.dropped} == {"dropped", "unchanged"}
+    assert compiled.decisions.latency is not None and compiled.decisions.latency.ratio == 1.0
+    again = compiler(model, data=[], recorded=compiled.decisions).compile()
+    assert operators(again.module) == operators(compiled.module)
+    assert again.decisions == compiled.decisions
+
+
 def test_a_slower_look_is_confirmed_by_a_longer_run_before_anything_is_dropped(model: Module) -> None:
     class Flaky(PricedRunner):
         def time(self, handles: Any, feed: Any, *, rounds: int) -> Any:
@@ -267,7 +289,7 @@ def test_a_slower_look_is_confirmed_by_a_longer_run_before_anything_is_dropped(m
     made.runner = Flaky(lambda module: 1.0 if "Identity" in operators(module) else 2.0)
     compiled = made.compile()
     assert compiled.decisions.excluded == ()
-    assert made.runner.timed == 20
+    assert made.runner.timed == 30  # a look, a longer one, and the whole
 
 
 def test_exact_passes_are_left_out_where_their_rounding_alone_breaks_a_tiny_budget(model: Module) -> None:
