@@ -43,11 +43,13 @@ class Grown:
     Attributes:
         model: the model.
         feed: its inputs.
+        other: its inputs with other sizes for its symbols; the model need not run on them.
         exact: whether nothing in it may be reassociated, so that outputs must be the same bits.
     """
 
     model: onnx.ModelProto
     feed: dict[str, np.ndarray]
+    other: dict[str, np.ndarray]
     exact: bool
 
 
@@ -112,7 +114,7 @@ class Grower:
         return value
 
     def grow(self, steps: int, depth: int = 0) -> None:
-        makers = [*MAKERS, *([_if] if depth < 2 else [])]
+        makers = [*MAKERS, *([_if, _loop] if depth < 2 else [])]
         for _ in range(steps):
             self.pick(makers)(self)
 
@@ -378,6 +380,27 @@ def _if(g: Grower) -> None:
     g.emit("If", [condition], result.shape, **branches)
 
 
+def _loop(g: Grower) -> None:
+    """A Loop that carries one value a few times, or never, through a body that captures what is there."""
+    start = g.one(FLOAT)
+    if start is None or math.prod(start.shape) > 60:
+        return
+    name = g.fresh("loop")
+    body = Grower(g.draw, g.opset, g.odd, f"{name}b", [*g.outer, *g.values])
+    step, go, carried = (Value(f"{name}{part}", kind, shape) for part, kind, shape in (
+        ("i", INT, ()), ("k", BOOL, ()), ("p", FLOAT, start.shape)))  # fmt: skip
+    body.values.append(carried)
+    body.grow(int(g.draw(st.integers(0, 3))), depth=2 if g.outer else 1)
+    same = [v for v in body.values if v.kind == FLOAT and v.shape == start.shape and v is not carried]
+    out = g.pick(same) if same else body.emit("Neg", [carried.name], start.shape)
+    kept = body.emit("Identity", [go.name], (), BOOL)
+    inputs = [helper.make_tensor_value_info(v.name, v.kind, list(v.shape)) for v in (step, go, carried)]
+    outputs = [helper.make_tensor_value_info(v.name, v.kind, list(v.shape)) for v in (kept, out)]
+    graph = helper.make_graph(body.nodes, f"{name}body", inputs, outputs, body.initializers)
+    times = g.constant(np.array(g.pick([0, 1, 2]), np.int64))
+    g.emit("Loop", [times, "", start.name], start.shape, body=graph)
+
+
 MAKERS = [
     _unary, _dropout, _clip, _binary, _binary, _scale, _transpose, _transpose, _unsqueeze, _squeeze, _flatten, _reshape,
     _shape_arithmetic, _slice, _concat, _pad, _expand, _reduce, _where, _matmul, _matmul, _gemm, _conv, _conv, _conv, _conv,
@@ -388,11 +411,12 @@ MAKERS = [
 def graphs(draw: Draw) -> Grown:
     """A model with one to three inputs, a handful of nodes and one to three outputs."""
     g = Grower(draw, int(draw(st.sampled_from([13, 17, 19, 21]))), bool(draw(st.booleans())))
-    inputs, feed = [], {}
+    inputs, feed, other = [], {}, {}
     for index in range(int(draw(st.integers(1, 2)))):
-        _input(g, index, inputs, feed)
+        _input(g, index, inputs, feed, other)
     inputs.append(helper.make_tensor_value_info("flag", BOOL, []))
     feed["flag"] = np.array(draw(st.booleans()))
+    other["flag"] = np.logical_not(feed["flag"], out=np.empty((), bool))
     g.values.append(Value("flag", BOOL, ()))
     g.grow(int(draw(st.integers(1, 8))))
     chosen = draw(st.lists(st.sampled_from(g.values), max_size=2, unique_by=lambda v: v.name))
@@ -401,10 +425,12 @@ def graphs(draw: Draw) -> Grown:
     outputs = [helper.make_tensor_value_info(v.name, v.kind, [None] * len(v.shape)) for v in chosen]
     graph = helper.make_graph(g.nodes, "g", inputs, outputs, g.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset)], ir_version=9)
-    return Grown(model, feed, not any(f'op_type: "{op}"' in str(graph) for op in REASSOCIATED))
+    return Grown(model, feed, other, not any(f'op_type: "{op}"' in str(graph) for op in REASSOCIATED))
 
 
-def _input(g: Grower, index: int, inputs: list[onnx.ValueInfoProto], feed: dict[str, np.ndarray]) -> None:
+def _input(
+    g: Grower, index: int, inputs: list[onnx.ValueInfoProto], feed: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> None:
     kind = FLOAT if index == 0 else int(g.pick([FLOAT, FLOAT, INT]))
     rank = int(g.pick([4, 4, 4, 2, 2, 3, 1, 0]))
     shape = tuple(int(g.pick([1, 2, 2, 3, 0] if axis == 0 else [1, 2, 3])) for axis in range(rank))
@@ -412,4 +438,5 @@ def _input(g: Grower, index: int, inputs: list[onnx.ValueInfoProto], feed: dict[
     declared = [f"N{index}", *shape[1:]] if symbolic else list(shape)
     inputs.append(helper.make_tensor_value_info(f"x{index}", kind, declared))
     feed[f"x{index}"] = g.numbers(shape, kind)
+    other[f"x{index}"] = g.numbers((int(g.pick([0, 1, 3, 4])), *shape[1:]), kind) if symbolic else feed[f"x{index}"]
     g.values.append(Value(f"x{index}", kind, shape))
