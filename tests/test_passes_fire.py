@@ -46,7 +46,7 @@ MISSION = (
 COUNTS: Mapping[str, Mapping[str, int]] = {
     "digits": dict(zip(MISSION, (1, 4, 2, 4, 12, 37, 1, 7, 2, 8, 12, 13), strict=True)),
     "mobilenet": dict(zip(MISSION, (1, 35, 2, 82, 94, 254, 4, 69, 1, 53, 65, 66), strict=True)),
-    "ocr": dict(zip(MISSION, (2, 328, 2, 76, 0, 260, 0, 62, 1, 52, 127, 137), strict=True)),
+    "ocr": dict(zip(MISSION, (3, 329, 3, 76, 0, 262, 0, 62, 1, 52, 127, 137), strict=True)),
 }
 """Rewrites by pass, in the order of `MISSION`; a pass that runs twice counts both runs."""
 
