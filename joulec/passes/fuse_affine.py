@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, rank, sole_consumer
+from joulec.passes._affine import AFFINE, Affine, affine_of
 from joulec.passes.base import Context, RulePass
 
 
@@ -22,103 +24,15 @@ class FuseAffine(RulePass):
 
     def rules(self, context: Context) -> list[Rule]:
         """Behind the linear operator first; what then still stands before one is tried after that."""
-        return [AffineBehind(), ScaleBefore()]
+        times: dict[ir.Node, int] = {}
+        return [AffineBehind(times), ScaleBefore(times)]
 
+
+MAX_FUSIONS = 64
+"""Scales and shifts that one operator takes in; each costs a pass over its weight, and a file may hold any number."""
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-AFFINE = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-
-
-@dataclass(frozen=True)
-class Affine:
-    """y = scale * x + shift per channel; float64 arrays of shape (channels,) or (1,)."""
-
-    scale: Array
-    shift: Array
-
-    @property
-    def shifts(self) -> bool:
-        """Whether the shift is not zero everywhere."""
-        return bool(np.any(self.shift))
-
-    def channels(self, count: int) -> Affine | None:
-        """The same for `count` channels, or None if it was made for another number."""
-        if self.scale.size not in (1, count) or self.shift.size not in (1, count):
-            return None
-        return Affine(np.broadcast_to(self.scale, (count,)), np.broadcast_to(self.shift, (count,)))
-
-
-def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Affine | None:
-    """Read `node` as an affine map of `data` per index of `axis`; None where it is none.
-
-    Args:
-        node: one of `AFFINE`.
-        data: the operand that flows through.
-        axis: the channel axis of `data`, counted from the back (negative).
-        dims: the rank that `data` has at least, or None where that is not known.
-
-    Raises:
-        Refused: it is one in principle, but not per channel, or in training mode.
-    """
-    if node.op_type == "BatchNormalization":
-        return _batch_normalization(node, data, axis)
-    operands = [value for value in node.inputs if value is not data]
-    if len(node.inputs) != 2 or len(operands) != 1 or node.attributes:  # before opset 7, `axis` aligned the operands
-        return None
-    other = constant(operands[0])
-    if other is None:
-        return None
-    first = node.inputs[0] is data
-    if node.op_type == "Div" and not (first and np.all(other != 0)):
-        return None
-    vector = _per_channel(other, axis, dims).astype(np.float64)
-    zero, one = np.zeros(1), np.ones(1)
-    match node.op_type:
-        case "Mul":
-            return Affine(vector, zero)
-        case "Add":
-            return Affine(one, vector)
-        case "Sub":
-            return Affine(one, -vector) if first else Affine(-one, vector)
-        case _:
-            return Affine(1.0 / vector, zero)
-
-
-def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
-    if node.inputs[0] is not data:
-        return None
-    dims = rank(data)
-    if dims is None or axis != 1 - dims:
-        raise Refused("BatchNormalization normalizes axis 1, which is not the channel axis here")
-    if attribute(node, "training_mode", 0) or len(node.outputs) > 1:  # before opset 14 the outputs say so, used or not
-        raise Refused("BatchNormalization is in training mode")
-    parameters = [constant(value) for value in node.inputs[1:5]]
-    if len(parameters) != 4 or any(p is None for p in parameters):
-        raise Refused("BatchNormalization's parameters are not constants")
-    gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-    if gamma.ndim != 1:
-        raise Refused("BatchNormalization normalizes each activation by itself")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    return Affine(scale, beta - mean * scale)
-
-
-def _per_channel(array: Array, axis: int, dims: int | None) -> Array:
-    """A broadcast operand as a vector along `axis` (negative).
-
-    Raises:
-        Refused: it varies along another axis, or broadcasting it would grow the other operand.
-    """
-    if array.size == 1:
-        if array.ndim > (dims or 0):
-            raise Refused(f"a constant of rank {array.ndim} raises the rank")
-        return array.reshape(1)
-    if dims is None or array.ndim > dims:
-        raise Refused("the rank of its input is not known" if dims is None else "its constant raises the rank")
-    if array.ndim < -axis or array.shape[axis] != array.size:
-        raise Refused(f"its constant of shape {list(array.shape)} is not per channel")
-    return array.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -200,6 +114,9 @@ class AffineBehind(Rule):
 
     ops = AFFINE
 
+    def __init__(self, times: dict[ir.Node, int]) -> None:
+        self._times = times
+
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         data = next((v for v in node.inputs if v is not None and _is_linear(v.producer())), None)
         linear = linear_of(data.producer()) if data is not None else None
@@ -217,6 +134,7 @@ class AffineBehind(Rule):
         whole = affine.channels(linear.out_channels())
         if whole is None:
             raise Refused(f"it has {affine.scale.size} channels, the linear operator {linear.out_channels()}")
+        _count(linear, self._times)
         _refit(linear, *_behind(linear, whole), rewriter)
         rewriter.replace(node.outputs[0], data)
         rewriter.erase(node)
@@ -265,6 +183,9 @@ class ScaleBefore(Rule):
 
     ops = LINEAR
 
+    def __init__(self, times: dict[ir.Node, int]) -> None:
+        self._times = times
+
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         data = node.inputs[0]
         source = None if data is None else data.producer()
@@ -283,7 +204,9 @@ class ScaleBefore(Rule):
             raise Refused(f"{walk.label(source)} before it is used elsewhere too")
         if _halves_gelu(source, flows):
             raise Refused(f"{walk.label(source)} ends a GELU, which runtimes fuse only as a whole")
-        _require_width(flows, linear.channel_axis, max(affine.scale.size, affine.shift.size))
+        if source.op_type != "BatchNormalization":  # which cannot widen
+            _require_width(flows, linear.channel_axis, max(affine.scale.size, affine.shift.size))
+        _count(linear, self._times)
         _refit(linear, *_before(linear, affine), rewriter)
         rewriter.set_input(node, 0, flows)
         rewriter.erase(source)
@@ -350,6 +273,17 @@ def _auto_pads(node: ir.Node) -> bool:
     return attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
 
 
+def _count(linear: Linear, times: dict[ir.Node, int]) -> None:
+    times[linear.node] = times.get(linear.node, 0) + 1
+    if times[linear.node] > MAX_FUSIONS:
+        raise Refused(f"its weight was rescaled {MAX_FUSIONS} times already")
+
+
+def _hint(value: ir.Value, suffix: str) -> str:
+    """A name that says what was done, once: names do not grow with every fusion."""
+    return re.sub(rf"{suffix}(_\d+)?$", "", value.name or "") + suffix
+
+
 def _refit(linear: Linear, weight: Array, bias: Array | None, rewriter: Rewriter) -> None:
     """Give the operator its new weight and bias; a mask stays, since scaling keeps zeros zero.
 
@@ -362,9 +296,9 @@ def _refit(linear: Linear, weight: Array, bias: Array | None, rewriter: Rewriter
     if np.any(weight) and np.max(np.abs(stored.numpy()), initial=0) < ml_dtypes.finfo(stored.dtype.numpy()).tiny:
         raise Refused("the fused weights would underflow")
     shifts = None if bias is None else _stored(bias, linear.weight)
-    rewriter.set_input(node, 1, rewriter.constant(stored, f"{linear.weight.name}_scaled", at=node, mask=mask))
+    rewriter.set_input(node, 1, rewriter.constant(stored, _hint(linear.weight, "_scaled"), at=node, mask=mask))
     if shifts is not None:
-        hint = f"{old.name}_shifted" if old is not None else f"{node.name or node.op_type}_bias"
+        hint = _hint(old, "_shifted") if old is not None else f"{node.name or node.op_type}_bias"
         rewriter.set_input(node, 2, rewriter.constant(shifts, hint, at=node))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fusion_kit import build, fuse, numbers, ops, run, unchanged
 
-from joulec.passes.fuse_affine import FuseAffine
+from joulec.passes.fuse_affine import MAX_FUSIONS, FuseAffine
 
 C = {"s": numbers(6, 1, 1, seed=1), "t": numbers(6, 1, 1, seed=2), "w": numbers(6, 4, 3, 3), "b": numbers(6)}
 X = "(float[N,4,8,8] x) => (float[N,6,p,q] y)"
@@ -252,6 +252,22 @@ def test_a_constant_that_broadcasts_its_input_wider_stays() -> None:
 def test_a_constant_on_channels_of_unknown_number_stays() -> None:
     module = build("(float[N,M,8,8] x) => (float[N,6,6,6] y) { m = Mul(x, s4) y = Conv(m, w) }", **C, s4=numbers(4, 1, 1))
     assert unchanged(module, FuseAffine()) == {"its constant of 4 channels may widen an input of unknown channels"}
+
+
+def test_batch_normalization_cannot_widen_channels_of_unknown_number() -> None:
+    four = {n: numbers(4, seed=i) ** 2 for i, n in enumerate(("g", "h", "i", "j"))}
+    module = build("(float[N,M,8,8] x) => (float[N,6,6,6] y) { m = BatchNormalization(x, g, h, i, j) y = Conv(m, w) }", **C, **four)
+    fuse(module, FuseAffine(), {"x": numbers(2, 4, 8, 8)})
+    assert ops(module) == ["Conv"]
+
+
+def test_a_long_chain_of_scales_costs_bounded_work_and_names() -> None:
+    chain = "".join(f"c{i + 1} = Mul(c{i}, one) " for i in range(MAX_FUSIONS + 40))
+    module = build(f"{X} {{ c0 = Conv(x, w) {chain} y = Relu(c{MAX_FUSIONS + 40}) }}", **C, one=np.array(-1.0, np.float32))
+    result = fuse(module, FuseAffine())
+    assert len(ops(module)) == 2 + 40
+    assert f"its weight was rescaled {MAX_FUSIONS} times already" in {refusal.reason for refusal in result.refusals}
+    assert max(len(name) for name in module.graph.initializers) < 20
 
 
 def test_matmul_keeps_a_shift_that_it_has_no_bias_for() -> None:
