@@ -17,7 +17,7 @@ from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, load_profile
-from joulec.errors import CheckError, InputError
+from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.runner import Runner
@@ -357,9 +357,13 @@ def measure(
         threads: intra-op threads of both.
         seconds: about how long to time.
         custom_ops: see `optimize`.
+
+    Raises:
+        UnavailableError: an artefact for another execution provider than the CPU's.
     """
 
     def lowered(source: Any) -> Module:
+        _require_cpu(source)
         return lower(_model_file(source), trust_code=trust_code, limits=limits, custom_ops=libraries).module
 
     libraries = tuple(map(Path, custom_ops))
@@ -373,6 +377,15 @@ def measure(
     options = SessionOptions(threads, custom_ops=libraries)
     with runner_for(limits) as runner:
         return time_pair(runner, base, candidate, feeds.head(1)[0], options, seconds)
+
+
+def _require_cpu(model: Any) -> None:
+    """Timing an artefact of another provider on the CPU would say nothing about it."""
+    if not isinstance(model, str | Path) or not (Path(model) / artefact.MANIFEST_FILE).is_file():
+        return
+    provider = artefact.settings(Path(model)).provider
+    if provider != BACKENDS["cpu"].target.provider:
+        raise UnavailableError(f"{model}: made for {provider}; joulec times on the CPU only")
 
 
 def _model_file(model: Any) -> Any:

@@ -18,7 +18,7 @@ from compile_kit import cnn, feeds, write
 import joulec
 from joulec.api import simplify_file
 from joulec.backends import artefact
-from joulec.errors import BudgetError, CheckError, InputError
+from joulec.errors import BudgetError, CheckError, InputError, UnavailableError
 from joulec.ir.sandbox import Limits
 
 X = feeds(1)[0]
@@ -390,3 +390,9 @@ def test_the_cpu_artefact_declares_no_shapes_that_the_runtime_infers(model: Path
     path = write(tmp_path / "f.onnx", "g (float[N,4] x) => (float[N,4] y) <float[N,4] f> { r = Relu(x) f = com.acme.Foo(r) y = Relu(f) }")
     joulec.optimize(path, tmp_path / "foreign")
     assert declared(onnx.load(tmp_path / "foreign" / "model.onnx")) == {"f"}
+
+
+def test_an_artefact_for_another_provider_is_not_timed_on_the_cpu(model: Path, tmp_path: Path) -> None:
+    joulec.optimize(model, tmp_path / "cuda", target="cuda")
+    with pytest.raises(UnavailableError, match="made for CUDAExecutionProvider; joulec times on the CPU only"):
+        joulec.measure(tmp_path / "cuda", against=model)

@@ -10,8 +10,9 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -211,7 +212,9 @@ def is_current(directory: Path, key: str) -> bool:
     return isinstance(manifest, dict) and manifest.get("key") == key and manifest.get("files") == digests(directory)
 
 
-def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> Any:
+def load(
+    directory: str | os.PathLike[str], *, threads: int | None = None, custom_ops: Sequence[str | os.PathLike[str]] = ()
+) -> Any:
     """Open an artefact as an `onnxruntime.InferenceSession` with its own options.
 
     The artefact is treated as untrusted: options must be on the allow-lists, no custom-operator library and no
@@ -221,6 +224,7 @@ def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> An
     Args:
         directory: what `joulec optimize -o` wrote.
         threads: intra-op threads instead of the artefact's own; 0 leaves it to ONNX Runtime.
+        custom_ops: libraries of custom operators that you trust; an artefact cannot name any.
 
     Raises:
         InputError: not an artefact, one that was changed, or one that asks for something not allowed.
@@ -230,19 +234,17 @@ def load(directory: str | os.PathLike[str], *, threads: int | None = None) -> An
     if not (folder / MODEL_FILE).is_file():
         raise InputError(f"{folder}: no {MODEL_FILE} here; give the directory that 'joulec optimize -o' wrote")
     _require_inside(folder)
-    settings = _settings(folder)
-    _require_provider(settings.provider)
+    found = settings(folder)
+    _require_provider(found.provider)
     _require_unchanged(folder)
     # Checks structure and external data before ONNX Runtime opens anything.
     _require_no_engine(read(folder / MODEL_FILE), folder)
-    chosen = settings.options() if threads is None else SessionSettings(
-        settings.provider, settings.provider_options, threads, settings.config, settings.disabled_optimizers
-    ).options()  # fmt: skip
-    providers = [(settings.provider, dict(settings.provider_options))]
-    session = open_session(str(folder / MODEL_FILE), chosen, providers)
-    if session.get_providers()[0] != settings.provider:
+    wanted = found if threads is None else replace(found, threads=threads)
+    options = wanted.options(tuple(map(Path, custom_ops)))
+    session = open_session(str(folder / MODEL_FILE), options, [(found.provider, dict(found.provider_options))])
+    if session.get_providers()[0] != found.provider:
         given = session.get_providers()[0]
-        raise UnavailableError(f"{folder}: asked for {settings.provider}, ONNX Runtime gave {given}")
+        raise UnavailableError(f"{folder}: asked for {found.provider}, ONNX Runtime gave {given}")
     return session
 
 
@@ -277,7 +279,12 @@ def _require_no_engine(module: Module, folder: Path) -> None:
             raise InputError(f"{folder / MODEL_FILE}: {walk.label(node)} holds a compiled engine, which is not loaded")
 
 
-def _settings(folder: Path) -> SessionSettings:
+def settings(folder: Path) -> SessionSettings:
+    """How an artefact wants to be opened.
+
+    Raises:
+        InputError: no session.json, or one that asks for something not allowed.
+    """
     path = folder / SESSION_FILE
     data = read_json(path, MAX_SESSION)
     provider = data.get("provider") if isinstance(data, dict) else None
