@@ -23,7 +23,8 @@ QUANTIZED_TOLERANCE = 5e-2
 
 _FLOOR = 1e-2
 """Magnitudes below this count as this. What a saturated Sigmoid leaves of a number near 1 is rounding: a text
-detector's map was 4e-6 at most, right to 2e-7, which is two steps of float32 at 1. With this floor float32 may deviate by 1e-6."""
+detector's map was 4e-6 at most, right to 2e-7, which is two steps of float32 at 1. With this floor float32 may
+deviate by 1e-6."""
 
 
 @dataclass(frozen=True)
