@@ -122,6 +122,8 @@ def _holds_tensor(attribute: ir.Attr) -> bool:
 
 def inline_proto(model: ir.Model) -> onnx.ModelProto:
     """Serialize `model` with every external tensor's bytes inside. For models below 2 GiB."""
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model)):
+        return ir.to_proto(model)
     inlined = model.clone()
     for graph in walk.graphs(inlined):
         for value in graph.initializers.values():

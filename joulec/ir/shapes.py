@@ -22,11 +22,10 @@ def infer_shapes(module: Module) -> str | None:
     try:
         bare = skeleton(module.model)
         _forget_declared(bare.graph)
-        inferred = ir.from_proto(_infer(bare, _may_propagate(module)))
+        inferred = _infer(bare, _may_propagate(module))
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
-    for ours, theirs in zip(walk.graphs(module.model), walk.graphs(inferred), strict=True):
-        _merge(ours, theirs)
+    _merge(module.graph, inferred.graph)
     return None
 
 
@@ -100,6 +99,7 @@ def _negative_before(bare: onnx.ModelProto, hidden: list[onnx.NodeProto]) -> str
 
 SLICES = 3
 """Slices one after another before which dimensions are checked; exporters chain two."""
+
 
 def forget_shapes(module: Module) -> None:
     """Drop types and shapes of intermediate values that any runtime infers by itself; signatures stay.
@@ -181,17 +181,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _merge(ours: ir.Graph, theirs: ir.Graph) -> None:
-    known = {value.name: value for node in theirs for value in node.outputs}
-    for node in ours:
+def _merge(ours: ir.Graph, theirs: onnx.GraphProto) -> None:
+    """Take over what was inferred; nodes stand in the same order in both, because one was serialized from the other."""
+    known = {info.name: info for info in theirs.value_info}
+    for node, proto in zip(ours, theirs.node, strict=True):
         for value in node.outputs:
-            found = known.get(value.name)
-            if found is None or value.is_graph_output():
-                continue
-            if found.type is not None:
-                value.type = found.type
-            if found.shape is not None and _says_more(found.shape, value.shape):
-                value.shape = found.shape.copy()
+            info = known.get(value.name or "")
+            if info is not None and not value.is_graph_output():
+                _annotate(value, info.type)
+        bodies = (body for attribute in proto.attribute for body in _bodies(attribute))
+        for inner, body in zip(walk.subgraphs(node), bodies, strict=True):
+            _merge(inner, body)
+
+
+def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def _annotate(value: ir.Value, inferred: onnx.TypeProto) -> None:
+    kind = ir.serde.deserialize_type_proto_for_type(inferred)
+    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    if kind is not None:
+        value.type = kind
+    if shape is not None and _says_more(shape, value.shape):
+        value.shape = shape
 
 
 def _says_more(new: ir.Shape, old: ir.Shape | None) -> bool:

@@ -63,7 +63,7 @@ class Equivalence:
     def refer_to(self, module: Module) -> str | None:
         """Make `module` the reference; returns why it cannot be one (it does not run), or None."""
         try:
-            first, second = self._outputs(module), self._outputs(module)
+            first, second = self._outputs(module, 2)
         except JoulecError as error:
             self._expected = []
             return str(error)
@@ -83,17 +83,19 @@ class Equivalence:
         worst: Deviation | None = None
         if not self._expected:
             return None
-        for expected, actual in zip(self._expected, self._outputs(module), strict=True):
+        (outputs,) = self._outputs(module, 1)
+        for expected, actual in zip(self._expected, outputs, strict=True):
             for name, reference in expected.items():
                 found = Deviation(name, deviation(reference, actual[name]), self._tolerance(reference))
                 if worst is None or found.value / found.tolerance > worst.value / worst.tolerance:
                     worst = found
         return worst
 
-    def _outputs(self, module: Module) -> list[dict[str, Array]]:
+    def _outputs(self, module: Module, times: int) -> list[list[dict[str, Array]]]:
+        """The outputs for every feed, `times` over in one session: random operators go on, nothing else changes."""
         handle = self._runner.load(module)
         try:
-            return [self._runner.run(handle, feed) for feed in self._feeds]
+            return [[self._runner.run(handle, feed) for feed in self._feeds] for _ in range(times)]
         finally:
             self._runner.unload(handle)
 
