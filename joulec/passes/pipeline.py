@@ -104,6 +104,7 @@ class _Run:
 
     def __init__(self, module: Module, context: Context) -> None:
         self.module = module.clone()
+        self.spare: Module | None = None
         self.context = context
         self.steps: list[Step] = []
         self.notes: list[str] = []
@@ -135,7 +136,7 @@ class _Run:
     def step(self, one: Pass) -> Step:
         """Run one pass on a copy; adopt the copy if everything holds."""
         nodes, price = self.module.node_count(), self.price
-        candidate = self.module.clone()
+        candidate, self.spare = self.spare or self.module.clone(), None
         start = time.perf_counter()
         reason, deviation, result = None, None, PassResult()
         try:
@@ -170,9 +171,10 @@ class _Run:
         return self.equivalence.compare(candidate)
 
     def _adopt(self, one: Pass, candidate: Module, changed: bool) -> None:
-        self.module = candidate
         if not changed:
+            self.spare = candidate  # still a copy of the module: the next pass may have it
             return
+        self.module = candidate
         self.price = self._price(candidate)
         if one.fidelity is Fidelity.LOSSY and self.equivalence is not None:
             self.equivalence.refer_to(candidate)
