@@ -313,6 +313,40 @@ def targets() -> None:
     terminal.target_table(terminal.console(), rows)
 
 
+@app.command(epilog=_epilog("joulec devices", "joulec devices h100 --json"))
+def devices(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", show_default=False, help="Show this device's coefficients; a name or a .toml."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """List the device profiles that price a model, or show every number of one, with its source.
+
+    A profile of your own is a TOML file in the same form: give its path as --device, or put it into
+    ~/.config/joulec/devices to have it found by name. docs/how-to.md shows one.
+    """
+    from joulec.energy import load_profile, profile_names, user_profiles
+    from joulec.report import terminal
+
+    if name is not None:
+        found = load_profile(name)
+        if json:
+            _print_json(found.to_json())
+        else:
+            terminal.device_help(terminal.console(), f"{found.name} ({found.kind})", found.description, found.rows())
+        return
+    every = [load_profile(one) for one in [*profile_names(), *user_profiles()]]
+    if json:
+        _print_json([one.to_json() for one in every])
+        return
+    rows = [
+        (one.name, f"{one.power['static'].value:g} W", f"{one.power['cap'].value:g} W", one.description)
+        for one in every
+    ]
+    terminal.device_table(terminal.console(), rows)
+
+
 def _known_passes(plugins: Sequence[str]) -> dict[str, type[Pass]]:
     from joulec.passes import registry
 

@@ -118,7 +118,7 @@ def test_no_command_shows_the_help(call):
 
 def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
-    assert list(command.commands) == ["optimize", "simplify", "estimate", "verify", "measure", "passes", "targets"]
+    assert list(command.commands) == ["optimize", "simplify", "estimate", "verify", "measure", "passes", "targets", "devices"]
 
 
 def test_options_have_the_promised_spellings():
@@ -288,6 +288,17 @@ def test_targets(call):
     assert code == 0
     assert re.search(r"^cpu +CPUExecutionProvider +yes ", out, re.MULTILINE)
     assert re.search(r"^tensorrt +TensorrtExecutionProvider +", out, re.MULTILINE)
+
+
+def test_devices_lists_them_and_shows_every_number_with_its_source(call):
+    code, out, _ = call("devices")
+    assert code == 0
+    assert re.search(r"^h100 +96 W +700 W ", out, re.MULTILINE)
+    code, out, _ = call("devices", "h100", "--json")
+    assert json.loads(out)["memory"]["dram_energy"]["value"] == 100
+    code, out, _ = call("devices", "h100")
+    assert "memory.dram_energy" in out and "93 to 108" in out
+    assert call("devices", "h1000")[0] == 2
 
 
 def test_estimate_prints_a_table_or_json(call, model):

@@ -16,6 +16,7 @@ import typer.main
 
 import joulec
 from joulec import cli
+from joulec.energy import load_profile
 from joulec.errors import BudgetError, CheckError, InputError, UnavailableError
 from joulec.ir.lower import lower
 from joulec.ir.runner import LocalRunner
@@ -175,3 +176,10 @@ def options_of_the_command_line() -> set[str]:
 
 def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_device_profile_of_the_how_to_loads(tmp_path: Path) -> None:
+    shown = re.search(r"```toml\n(base = .*?)```", page("docs/how-to.md"), re.DOTALL)
+    assert shown is not None
+    (tmp_path / "box.toml").write_text(shown[1])
+    assert load_profile(tmp_path / "box.toml").power["static"].value == 11

@@ -1,13 +1,15 @@
 """Device profiles: what an operation, a byte, a launch and a second cost on a device, each number with its source.
 
-A profile is a TOML file. Every coefficient is a table {value, low, high, unit, source}; nothing is implied.
+A profile is a TOML file. Every coefficient is a table {value, low, high, unit, source}; nothing is implied. With
+`base = "NAME"` it holds only what differs from a profile that ships.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,27 @@ class DeviceProfile:
                     return key
         raise InputError(f"device profile '{self.name}' has no fp32 coefficient")
 
+    def tables(self) -> dict[str, Mapping[str, Coefficient]]:
+        """Its coefficients by table, in the order of a file."""
+        return {
+            "energy": self.energy, "peak": self.peak, "memory": self.memory, "launch": self.launch,
+            "power": self.power, "efficiency": self.efficiency,
+        }  # fmt: skip
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """(coefficient, value, range, unit, source) of every number."""
+        return [
+            (f"{table}.{key}", f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}", one.unit, one.source)
+            for table, group in self.tables().items()
+            for key, one in group.items()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as JSON, in the form of its file."""
+        head = {"name": self.name, "description": self.description, "kind": self.kind}
+        groups = {table: {key: asdict(one) for key, one in group.items()} for table, group in self.tables().items()}
+        return {**head, "cores": self.cores, "features": list(self.features), **groups}
+
     def with_cores(self, cores: int) -> DeviceProfile:
         """The same CPU with `cores` of its cores: powers, peaks, bandwidths and cache in proportion."""
         if self.cores is None or cores < 1:
@@ -114,25 +137,39 @@ def _scaled(number: Coefficient, share: float) -> Coefficient:
     return replace(number, value=number.value * share, low=number.low * share, high=number.high * share)
 
 
+def user_folder() -> Path:
+    """Where a user's own profiles lie: `$XDG_CONFIG_HOME/joulec/devices`, or `~/.config/joulec/devices`."""
+    root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(root) / "joulec" / "devices"
+
+
 def profile_names() -> list[str]:
     """The profiles that ship with joulec."""
     folder = resources.files("joulec.energy") / "devices"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def user_profiles() -> dict[str, Path]:
+    """The profiles in the user's folder: name -> file. One called like a profile that ships is found by path only."""
+    shipped, folder = set(profile_names()), user_folder()
+    files = sorted(folder.glob("*.toml")) if folder.is_dir() else []
+    return {path.stem: path for path in files if path.stem not in shipped and path.is_file()}
+
+
 def load_profile(name_or_path: str | Path = "generic-server-cpu") -> DeviceProfile:
-    """Load a profile by the name of one that ships, or from a TOML file.
+    """Load a profile by name, of those that ship or of the user's folder, or from a TOML file.
 
     Raises:
         InputError: no such profile or file, or a file that is too large, malformed, incomplete, or has unknown keys.
     """
     text = str(name_or_path)
     if text in profile_names():
-        data = (resources.files("joulec.energy") / "devices" / f"{text}.toml").read_bytes()
-        return parse_profile(data, text)
-    path = Path(name_or_path)
+        return parse_profile(_shipped(text), text)
+    own = user_profiles()
+    path = own.get(text, Path(name_or_path))
     if not path.is_file():
-        raise InputError(f"no device profile '{text}': known are {', '.join(profile_names())}, or give a .toml file")
+        known = ", ".join([*profile_names(), *own])
+        raise InputError(f"no device profile '{text}': known are {known}, or give a .toml file")
     with path.open("rb") as file:
         data = file.read(MAX_PROFILE_BYTES + 1)
     return parse_profile(data, text)
@@ -142,11 +179,37 @@ def parse_profile(data: bytes, where: str) -> DeviceProfile:
     """Check and build a profile from TOML text; `where` is named in errors."""
     if len(data) > MAX_PROFILE_BYTES:
         raise InputError(f"{where}: larger than {MAX_PROFILE_BYTES} bytes, not a device profile")
+    table = _table(data, where)
+    if "base" in table:
+        table = _merged(table, where)
+    return _build(table, where)
+
+
+def _table(data: bytes, where: str) -> dict[str, Any]:
     try:
-        table = tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{where}: not a TOML file: {str(error).splitlines()[0]}") from None
-    return _build(table, where)
+
+
+def _merged(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The profile that `base` names (one that ships, and has no base itself), with what `table` says instead."""
+    base = _text(table, "base", where)
+    if base not in profile_names():
+        raise InputError(f"{where}: base '{base}' is not a profile that ships: {', '.join(profile_names())}")
+    found = _table(_shipped(base), base)
+    if "base" in found:
+        raise InputError(f"{where}: base '{base}' stands on a base itself; take '{found['base']}'")
+    for key, entry in table.items():
+        if isinstance(entry, dict) and isinstance(found.get(key), dict):
+            found[key] = found[key] | entry
+        elif key != "base":
+            found[key] = entry
+    return found
+
+
+def _shipped(name: str) -> bytes:
+    return (resources.files("joulec.energy") / "devices" / f"{name}.toml").read_bytes()
 
 
 def _build(table: dict[str, Any], where: str) -> DeviceProfile:

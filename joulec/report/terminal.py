@@ -283,6 +283,25 @@ def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -
     out.print(table)
 
 
+def device_table(out: Console, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """`devices`: name, static and highest power, and what it stands for."""
+    table = _grid("device", ">static", ">cap", "*what it is")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def device_help(out: Console, head: str, text: str, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """`devices NAME`: every coefficient with its range, unit and source."""
+    out.print(Text(head, style="bold"))
+    out.print(Text(text))
+    out.print()
+    table = _grid("coefficient", ">value", "range", "unit", "*source")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
 def documentation(kind: type) -> str:
     """A class's docstring without its indentation."""
     return inspect.getdoc(kind) or ""

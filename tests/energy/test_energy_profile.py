@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from joulec.energy import load_profile, profile_names
+from joulec.energy import load_profile, profile_names, user_folder, user_profiles
 from joulec.energy.profile import MAX_PROFILE_BYTES, parse_profile
 from joulec.errors import InputError
 
@@ -31,7 +31,41 @@ def test_full_load_stays_near_the_power_cap(name: str) -> None:
 
 
 def test_the_profiles_that_ship() -> None:
-    assert profile_names() == ["a100", "generic-server-cpu", "h100", "h200", "l4", "t4"]
+    assert profile_names() == [
+        "a100", "generic-server-cpu", "generic-server-cpu-amx", "generic-server-cpu-avx512", "h100", "h200",
+        "jetson-agx-orin", "l4", "t4",
+    ]  # fmt: skip
+
+
+def test_a_profile_may_say_only_what_differs_from_one_that_ships() -> None:
+    text = b'base = "t4"\nname = "mine"\n[launch.time]\nvalue = 3e-6\nlow = 1e-6\nhigh = 9e-6\nunit = "s"\nsource = "measured"'
+    mine, t4 = parse_profile(text, "mine.toml"), load_profile("t4")
+    assert (mine.name, mine.launch["time"].value) == ("mine", 3e-6)
+    assert (mine.peak, mine.launch["energy"]) == (t4.peak, t4.launch["energy"])
+    with pytest.raises(InputError, match="base 'nope' is not a profile that ships"):
+        parse_profile(b'base = "nope"', "mine.toml")
+    with pytest.raises(InputError, match="take 'generic-server-cpu'"):
+        parse_profile(b'base = "generic-server-cpu-amx"', "mine.toml")
+
+
+def test_a_cpu_without_vnni_pays_more_for_int8_and_one_with_amx_less() -> None:
+    plain, usual, amx = (load_profile(f"generic-server-cpu{variant}") for variant in ("-avx512", "", "-amx"))
+    joules = [p.energy[p.resolve("energy", "int8-matrix")].value for p in (plain, usual, amx)]
+    assert joules == sorted(joules, reverse=True)
+    assert len(set(joules)) == 3
+
+
+def test_a_profile_in_the_users_folder_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert user_profiles() == {}
+    user_folder().mkdir(parents=True)
+    (user_folder() / "mine.toml").write_bytes((DEVICES / "t4.toml").read_bytes())
+    (user_folder() / "a100.toml").write_text("not a profile, and not looked at")
+    assert user_profiles() == {"mine": user_folder() / "mine.toml"}
+    assert load_profile("mine").peak == load_profile("t4").peak
+    assert load_profile("a100").name == "a100"
+    with pytest.raises(InputError, match="t4, mine, or give"):
+        load_profile("yours")
 
 
 def test_figures_of_the_published_table() -> None:
