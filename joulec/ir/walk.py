@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
+import onnx.defs
 import onnx_ir as ir
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
@@ -48,8 +50,38 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def is_onnx(node: ir.Node, *op_types: str) -> bool:
-    """Whether `node` is one of `op_types` of the standard ONNX domain (any ONNX operator if none is given)."""
-    return node.domain in ONNX_DOMAINS and (not op_types or node.op_type in op_types)
+    """Whether `node` is one of `op_types` of the standard ONNX domain (any ONNX operator if none is given).
+
+    A node with inputs or outputs missing that every version of its operator requires is none: whoever asks goes on to
+    read them. No runtime loads such a model, but a pass must leave it alone all the same.
+    """
+    if node.domain not in ONNX_DOMAINS or (op_types and node.op_type not in op_types):
+        return False
+    required, outputs = _arity(node.op_type)
+    inputs = node.inputs
+    if len(inputs) < required or len(node.outputs) < outputs:
+        return False
+    return required == 0 or None not in inputs[:required]
+
+
+@cache
+def _arity(op_type: str) -> tuple[int, int]:
+    """(leading inputs that are never left out, outputs that there are at least), over all versions of an operator."""
+    schemas = [schema for schema in _standard_schemas() if schema.name == op_type]
+    if not schemas:
+        return 0, 0
+    return min(map(_required, schemas)), min(schema.min_output for schema in schemas)
+
+
+@cache
+def _standard_schemas() -> tuple[onnx.defs.OpSchema, ...]:
+    return tuple(schema for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == "")
+
+
+def _required(schema: onnx.defs.OpSchema) -> int:
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    kinds = [parameter.option for parameter in schema.inputs]
+    return next((index for index, kind in enumerate(kinds) if kind != single), len(kinds))
 
 
 def label(node: ir.Node) -> str:

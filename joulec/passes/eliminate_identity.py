@@ -110,7 +110,7 @@ def _is_inference(node: ir.Node, opset: int) -> bool:
     if training is None:
         return True
     value = constant(training)
-    return value is not None and not bool(value)
+    return value is not None and value.size == 1 and not value.item()
 
 
 def _neutral_operand(node: ir.Node) -> int | None:

@@ -18,8 +18,8 @@ class InlineIf(Rule):
         condition = constant(node.inputs[0])
         if condition is None or condition.size != 1:
             return
-        attribute = node.attributes["then_branch" if bool(condition.ravel()[0]) else "else_branch"]
-        if attribute.is_ref():
+        attribute = node.attributes.get("then_branch" if bool(condition.ravel()[0]) else "else_branch")
+        if attribute is None or attribute.is_ref():
             return
         branch = attribute.as_graph()
         if rewriter.in_function(node) and branch.initializers:

@@ -98,6 +98,8 @@ def _clip_11(node: ir.Node, step: Step) -> None:
 
 def _pad_11(node: ir.Node, step: Step) -> None:
     pads, value = _value(node, "pads"), _value(node, "value", 0.0)
+    if pads is None:
+        raise Refused("it lacks the attribute 'pads'")
     kind = _dtype(node) if value != 0.0 else None
     step.rewriter.set_input(node, 1, _constant(node, np.asarray(pads, np.int64), "pads", step))
     step.rewriter.set_attribute(node, "pads", None)

@@ -1,0 +1,43 @@
+"""Nodes that no runtime would load: exact passes and the opset upgrade leave them alone and do not fail."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from joulec.ir.module import Module
+from joulec.passes.base import Context, Pass
+from joulec.passes.default import exact_passes
+from joulec.passes.target import Target
+from joulec.passes.upgrade_opset import UpgradeOpset
+
+TARGET = Target("test", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
+OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})
+FORMS = [(), ("a",), ("a", "b"), ("", "b"), ("a", ""), ("a", "b", "c", "d", "e")]
+SHAPES = {"a": [], "b": [1, 2], "c": [1, 2, 3, 4], "d": [1], "e": [1, 2, 3]}
+PASSES = {one.pass_name(): one for one in [*exact_passes(), UpgradeOpset(to=21)]}
+
+
+def malformed(inputs: tuple[str, ...], opset: int, *, constant: bool) -> onnx.ModelProto:
+    """One node of every operator, without attributes, on inputs of five ranks; all but the first constant if asked."""
+    fed = [name for name in dict.fromkeys(inputs) if name]
+    fixed = fed[1:] if constant else []
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, [f"o_{op}"], name=f"bad_{op}") for op in OPERATORS], "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, SHAPES[n]) for n in fed if n not in fixed],
+        [helper.make_tensor_value_info(f"o_{OPERATORS[0]}", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones(SHAPES[n], np.float32), n) for n in fixed],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.mark.parametrize("one", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("inputs", FORMS, ids=lambda names: ",".join(n or "-" for n in names) or "none")
+def test_no_pass_fails_on_a_malformed_node(one: Pass, inputs: tuple[str, ...], constant: bool) -> None:
+    for opset in (9, 17):
+        module = Module(ir.from_proto(malformed(inputs, opset, constant=constant)))
+        one.run(module, Context(TARGET))
