@@ -19,7 +19,7 @@ LOADS = 5
 BLOCKS = 6
 """Blocks of rounds per load; the unit of the bootstrap, long enough that neighbouring runs' noise averages out."""
 
-MIN_ROUNDS, MAX_ROUNDS = 18, 3000
+MIN_ROUNDS, MAX_ROUNDS = BLOCKS, 3000
 
 
 @dataclass(frozen=True)
