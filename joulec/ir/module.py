@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from joulec.ir import walk
+from joulec.ir.allowance import Allowance
 from joulec.ir.values import Array, is_overridable, tensor_shape
 
 INLINE_LIMIT = 1 << 30
@@ -51,12 +52,14 @@ class Module:
         masks: initializer name -> boolean array of the same shape, True where the weight is kept.
         ranges: value name -> calibrated range.
         origin: where the model came from.
+        allowance: how many rewrites may be made, None for any number; clones share it.
     """
 
     model: ir.Model
     masks: dict[str, Array] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    allowance: Allowance | None = None
 
     @property
     def graph(self) -> ir.Graph:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir import walk
+from joulec.ir.allowance import Spent
 from joulec.ir.module import Module
 from joulec.ir.values import Array, FunctionAttribute, tensor_shape
 
@@ -90,6 +91,8 @@ class Rewriter:
         self._scope = scope
         try:
             yield
+        except Spent:
+            pass  # asked for before the first change, so there is nothing to undo and nothing to record
         except (Refused, FunctionAttribute) as refusal:
             self._refuse(scope, str(refusal))
         finally:
@@ -125,6 +128,8 @@ class Rewriter:
     def _observe(self) -> _Scope:
         if self._scope is None:
             raise RuntimeError(f"pass '{self.pass_name}' changed the graph outside `rewriting`")
+        if not self._scope.changed and self.module.allowance is not None:
+            self.module.allowance.take(self._scope.rule, self._scope.node)
         self._scope.changed = True
         return self._scope
 

@@ -100,6 +100,9 @@ class Pass(ABC):
 
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
 
+    indivisible: ClassVar[bool] = False
+    """Whether the rewrites make sense only all together, so that `joulec bisect` does not look for one among them."""
+
     @classmethod
     def pass_name(cls) -> str:
         """The name at the prompt and in reports."""

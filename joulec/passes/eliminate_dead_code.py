@@ -39,9 +39,9 @@ def _erase(node: ir.Node, rewriter: Rewriter, dead: deque[ir.Node]) -> None:
     """Erase a dead node; values of outer graphs that only its subgraphs used may now be dead too."""
     captured = [value for graph in walk.subgraphs(node) for value in _captured(graph)]
     with rewriter.rewriting("unused-node", node):
+        rewriter.erase(node)
         for graph in walk.subgraphs(node):
             _detach(graph)
-        rewriter.erase(node)
     for value in captured:
         producer = value.producer()
         if producer is not None and _is_dead(producer):

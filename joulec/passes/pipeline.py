@@ -67,6 +67,53 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one pass on one module.
+
+    Attributes:
+        result: the rewriter's record; empty where the pass raised.
+        seconds: time in the pass itself.
+        deviation: worst deviation of the outputs, where they were compared.
+        reason: why the result must not stay, or None.
+    """
+
+    result: PassResult
+    seconds: float
+    deviation: Deviation | None = None
+    reason: str | None = None
+
+
+def attempt(
+    one: Pass, candidate: Module, context: Context, verifier: Verifier, equivalence: Equivalence | None
+) -> Attempt:
+    """Run `one` on `candidate` in place, and check what it left: structure, signature, masks and (EXACT) outputs."""
+    start = time.perf_counter()
+    try:
+        result = one.run(candidate, context)
+    except JoulecError as error:
+        return Attempt(PassResult(), time.perf_counter() - start, reason=str(error))
+    except Exception as error:  # noqa: BLE001 - a broken pass must not break the build; it is rolled back and said
+        said = f"{type(error).__name__}: {first_line(error)}"
+        return Attempt(PassResult(), time.perf_counter() - start, reason=said)
+    seconds = time.perf_counter() - start
+    if not result.changed:
+        return Attempt(result, seconds)
+    try:
+        infer_shapes(candidate)
+        verifier.verify(candidate)
+        compared = equivalence if one.fidelity is Fidelity.EXACT else None
+        found = None if compared is None else compared.compare(candidate)
+    except JoulecError as error:
+        return Attempt(result, seconds, reason=str(error))
+    except Exception as error:  # noqa: BLE001 - what a broken result provokes in the checks is the pass's fault too
+        return Attempt(result, seconds, reason=f"{type(error).__name__}: {first_line(error)}")
+    if found is None or found.ok:
+        return Attempt(result, seconds, found)
+    said = f"output '{found.output}' deviates by {found.value:.2g}, allowed is {found.tolerance:.0e}"
+    return Attempt(result, seconds, found, said)
+
+
 @dataclass
 class Pipeline:
     """An ordered list of passes.
@@ -137,38 +184,18 @@ class _Run:
         """Run one pass on a copy; adopt the copy if everything holds."""
         nodes, price = self.module.node_count(), self.price
         candidate, self.spare = self.spare or self.module.clone(), None
-        start = time.perf_counter()
-        reason, deviation, result = None, None, PassResult()
-        try:
-            result = one.run(candidate, self.context)
-            seconds = time.perf_counter() - start
-            if result.changed:
-                infer_shapes(candidate)
-                self.verifier.verify(candidate)
-                deviation = self._compare(one, candidate)
-        except JoulecError as error:
-            reason, seconds = str(error), time.perf_counter() - start
-        except Exception as error:  # noqa: BLE001 - a broken pass must not break the build; it is rolled back and said
-            reason, seconds = f"{type(error).__name__}: {first_line(error)}", time.perf_counter() - start
-        if reason is None and deviation is not None and not deviation.ok:
-            reason = (
-                f"output '{deviation.output}' deviates by {deviation.value:.2g}, allowed is {deviation.tolerance:.0e}"
-            )
+        tried = attempt(one, candidate, self.context, self.verifier, self.equivalence)
+        result, reason = tried.result, tried.reason
         status: Status = "rolled back" if reason else "applied" if result.changed else "unchanged"
         if reason is None:
             self._adopt(one, candidate, result.changed)
         energy = None if price is None or self.price is None else (price, self.price)
         step = Step(
-            spell_pass(one), one.fidelity, status, result, seconds, (nodes, self.module.node_count()),
-            energy, deviation, reason,
+            spell_pass(one), one.fidelity, status, result, tried.seconds, (nodes, self.module.node_count()),
+            energy, tried.deviation, reason,
         )  # fmt: skip
         self.steps.append(step)
         return step
-
-    def _compare(self, one: Pass, candidate: Module) -> Deviation | None:
-        if self.equivalence is None or one.fidelity is not Fidelity.EXACT:
-            return None
-        return self.equivalence.compare(candidate)
 
     def _adopt(self, one: Pass, candidate: Module, changed: bool) -> None:
         if not changed:

@@ -38,6 +38,7 @@ class Quantize(Pass):
     """Compute in INT8 where the target has kernels for it and the ranges are calibrated."""
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    indivisible: ClassVar[bool] = True
     keep_float: tuple[str, ...] = cast(
         "tuple[str, ...]", option((), "operators that stay float: patterns of node names or operator types")
     )

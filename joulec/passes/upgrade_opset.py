@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +21,8 @@ _ADAPTED = frozenset(op for op, _ in ADAPTERS)
 @dataclass(frozen=True)
 class UpgradeOpset(Pass):
     """Raise the opset to the target's, or to `to`; never lower it. One node that cannot follow stops it all."""
+
+    indivisible: ClassVar[bool] = True
 
     to: int | None = option(None, "the opset to reach; the target's if left out")
 
