@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from joulec.ir import walk
+from joulec.ir.compact import compact_constant
 from joulec.ir.rewrite import Refused
-from joulec.ir.values import Array, attribute, constant, rank
+from joulec.ir.values import Array, attribute, rank
 
 AFFINE = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ class Affine:
         return Affine(np.broadcast_to(self.scale, (count,)), np.broadcast_to(self.shift, (count,)))
 
 
+MAX_VECTOR = 1 << 16
+"""Elements of a computed constant that is read as a vector of channels; no operator has more channels than this."""
+
+
+def vector_constant(value: ir.Value | None) -> Array | None:
+    """The numbers of a constant, also of a small one that a node computes; else None."""
+    held = compact_constant(value)
+    if held is None or (not held.stored and held.size > MAX_VECTOR):
+        return None
+    return held.dense()
+
+
 def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Affine | None:
     """Read `node` as an affine map of `data` per index of `axis`; None where it is none.
 
@@ -49,7 +64,7 @@ def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Aff
     operands = [value for value in node.inputs if value is not data]
     if len(node.inputs) != 2 or len(operands) != 1 or node.attributes:  # before opset 7, `axis` aligned the operands
         return None
-    other = constant(operands[0])
+    other = vector_constant(operands[0])
     if other is None:
         return None
     first = node.inputs[0] is data
@@ -76,7 +91,7 @@ def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | N
         raise Refused("BatchNormalization normalizes axis 1, which is not the channel axis here")
     if attribute(node, "training_mode", 0) or len(node.outputs) > 1:  # before opset 14 the outputs say so, used or not
         raise Refused("BatchNormalization is in training mode")
-    parameters = [constant(value) for value in node.inputs[1:5]]
+    parameters = [vector_constant(value) for value in node.inputs[1:5]]
     if len(parameters) != 4 or any(p is None for p in parameters):
         raise Refused("BatchNormalization's parameters are not constants")
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
@@ -102,3 +117,19 @@ def _per_channel(array: Array, axis: int, dims: int | None) -> Array:
     if array.ndim < -axis or array.shape[axis] != array.size:
         raise Refused(f"its constant of shape {list(array.shape)} is not per channel")
     return array.reshape(-1)
+
+
+def is_linear(node: ir.Node | None) -> bool:
+    """Whether `node` is a linear operator; its weight may be anything."""
+    return node is not None and walk.is_onnx(node, *LINEAR)
+
+
+def halves_gelu(scale: ir.Node, flows: ir.Value) -> bool:
+    """Whether `scale` is the last Mul of x * (1 + erf(..)) * 0.5, or of its form with Tanh."""
+    product = flows.producer()
+    if not walk.is_onnx(scale, "Mul") or product is None or not walk.is_onnx(product, "Mul"):
+        return False
+    sums = [value.producer() for value in product.inputs if value is not None]
+    terms = [value for one in sums if one is not None and walk.is_onnx(one, "Add") for value in one.inputs]
+    nodes = [None if value is None else value.producer() for value in terms]
+    return any(node is not None and walk.is_onnx(node, "Erf", "Tanh") for node in nodes)

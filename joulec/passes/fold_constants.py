@@ -19,6 +19,11 @@ from joulec.passes.base import Context, Pass, PassResult, option
 from joulec.passes.inline_if import InlineIf
 
 MIB = 1 << 20
+GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "EyeLike")
+MAX_GENERATED = 8 << 10
+"""Bytes that one operator which makes much of little may add. Runtimes compute the rest at load, and no pass that
+only needs to know such a constant has to have it stored."""
+
 MAX_ROUNDS = 8
 """Folding reveals shapes, shapes reveal constants; real models settle in two or three rounds."""
 
@@ -93,7 +98,7 @@ class Fold(Rule):
         self._limits.bytes = self._budget.left + _dying(node)
         results = self._evaluate(node, arrays)
         growth = sum(r.nbytes for r in results if r is not None) - _dying(node)
-        if not self._budget.spend(growth):
+        if (node.op_type in GENERATORS and growth > MAX_GENERATED) or not self._budget.spend(growth):
             raise Refused(f"folding it would add {growth} bytes; cheap to compute, large to store")
         mask = self._mask(node, arrays)
         for output, result in zip(node.outputs, results, strict=True):

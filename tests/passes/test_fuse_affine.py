@@ -265,7 +265,7 @@ def test_a_long_chain_of_scales_costs_bounded_work_and_names() -> None:
     chain = "".join(f"c{i + 1} = Mul(c{i}, one) " for i in range(MAX_FUSIONS + 40))
     module = build(f"{X} {{ c0 = Conv(x, w) {chain} y = Relu(c{MAX_FUSIONS + 40}) }}", **C, one=np.array(-1.0, np.float32))
     result = fuse(module, FuseAffine())
-    assert len(ops(module)) == 2 + 40
+    assert ops(module) == ["Conv", "Mul", "Relu"]  # what the weight no longer takes in becomes one Mul
     assert f"its weight was rescaled {MAX_FUSIONS} times already" in {refusal.reason for refusal in result.refusals}
     assert max(len(name) for name in module.graph.initializers) < 20
 
