@@ -197,7 +197,7 @@ def _current(
 # -- the other commands ---------------------------------------------------------------------------------------------
 
 
-_SIMPLIFY = Target("simplify", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
+SIMPLIFY = Target("simplify", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
 """No target: `simplify` keeps the input's opset and knows no kernels."""
 
 
@@ -215,7 +215,7 @@ def simplify(
         custom_ops: see `optimize`.
     """
     lowered = lower(model, trust_code=trust_code, limits=limits, custom_ops=tuple(map(Path, custom_ops)))
-    outcome = _simplified(lowered.module, {}, limits, ())
+    outcome = run_exact(lowered.module, {}, limits, ())
     result = outcome.module
     return inline_proto(result.model) if result.weight_bytes() <= INLINE_LIMIT else result.to_proto()
 
@@ -233,7 +233,7 @@ def simplify_file(
         raise InputError(f"{destination}: its folder does not exist")
     progress("lowering the model", None)
     lowered = lower(source, trust_code=trust_code, limits=limits, custom_ops=tuple(map(Path, custom_ops)))
-    outcome = _simplified(lowered.module, shape or {}, limits, observers)
+    outcome = run_exact(lowered.module, shape or {}, limits, observers)
     with artefact.replacing_file(destination) as staging:
         outcome.module.save(staging)
     compiled = Compiled(outcome.module, outcome.steps, Decisions("simplify"), None, outcome.notes)
@@ -245,11 +245,12 @@ def simplify_file(
     )
 
 
-def _simplified(module: Module, shapes: Shapes, limits: Limits | None, observers: Sequence[Observer]) -> Outcome:
+def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: Sequence[Observer]) -> Outcome:
+    """What `simplify` runs: the exact passes, verified and compared on made-up feeds."""
     with contextlib.ExitStack() as stack:
         runner = _available_runner(stack, limits)
         probes, obstacle = synthetic_probes(module, shapes, 0)
-        context = Context(_SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
+        context = Context(SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
         return Pipeline(exact_passes(), observers).run(module, context)
 
 
@@ -275,7 +276,7 @@ def estimate(
     """
     one = backend(target)
     profile = load_profile(device or one.target.device)
-    module = lower(_model_file(model), trust_code=trust_code, limits=limits).module
+    module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     return EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)  # lowered for this only
 
 
@@ -320,8 +321,8 @@ def verify(
         CheckError: `b` lacks an output of `a`.
     """
     libraries = tuple(map(Path, custom_ops))
-    first = lower(_model_file(a), trust_code=trust_code, limits=limits, custom_ops=libraries).module
-    second = lower(_model_file(b), trust_code=trust_code, limits=limits, custom_ops=libraries).module
+    first = lower(model_file(a), trust_code=trust_code, limits=limits, custom_ops=libraries).module
+    second = lower(model_file(b), trust_code=trust_code, limits=limits, custom_ops=libraries).module
     _require_same_interface(first, second)
     feeds = (
         synthetic_feeds(first.inputs(), shape or {}, PROBES, seed)
@@ -364,7 +365,7 @@ def measure(
 
     def lowered(source: Any) -> Module:
         _require_cpu(source)
-        return lower(_model_file(source), trust_code=trust_code, limits=limits, custom_ops=libraries).module
+        return lower(model_file(source), trust_code=trust_code, limits=limits, custom_ops=libraries).module
 
     libraries = tuple(map(Path, custom_ops))
     candidate = lowered(model)
@@ -388,7 +389,7 @@ def _require_cpu(model: Any) -> None:
         raise UnavailableError(f"{model}: made for {provider}; joulec times on the CPU only")
 
 
-def _model_file(model: Any) -> Any:
+def model_file(model: Any) -> Any:
     """An artefact directory stands for the model inside it."""
     if isinstance(model, str | Path) and (Path(model) / artefact.MANIFEST_FILE).is_file():
         return Path(model) / "model.onnx"

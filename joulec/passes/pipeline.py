@@ -76,12 +76,14 @@ class Attempt:
         seconds: time in the pass itself.
         deviation: worst deviation of the outputs, where they were compared.
         reason: why the result must not stay, or None.
+        error: joulec's own error behind the reason, if there is one.
     """
 
     result: PassResult
     seconds: float
     deviation: Deviation | None = None
     reason: str | None = None
+    error: JoulecError | None = None
 
 
 def attempt(
@@ -92,7 +94,7 @@ def attempt(
     try:
         result = one.run(candidate, context)
     except JoulecError as error:
-        return Attempt(PassResult(), time.perf_counter() - start, reason=str(error))
+        return Attempt(PassResult(), time.perf_counter() - start, reason=str(error), error=error)
     except Exception as error:  # noqa: BLE001 - a broken pass must not break the build; it is rolled back and said
         said = f"{type(error).__name__}: {first_line(error)}"
         return Attempt(PassResult(), time.perf_counter() - start, reason=said)
@@ -105,7 +107,7 @@ def attempt(
         compared = equivalence if one.fidelity is Fidelity.EXACT else None
         found = None if compared is None else compared.compare(candidate)
     except JoulecError as error:
-        return Attempt(result, seconds, reason=str(error))
+        return Attempt(result, seconds, reason=str(error), error=error)
     except Exception as error:  # noqa: BLE001 - what a broken result provokes in the checks is the pass's fault too
         return Attempt(result, seconds, reason=f"{type(error).__name__}: {first_line(error)}")
     if found is None or found.ok:
