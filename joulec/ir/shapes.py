@@ -174,6 +174,9 @@ def _forget_declared(graph: onnx.GraphProto) -> None:
     kept = [info for info in graph.value_info if info.name not in produced]
     del graph.value_info[:]
     graph.value_info.extend(kept)
+    for output in graph.output:  # what a file says of an output must not become true of what is computed from it
+        if output.name in produced and output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
 
 
 def first_line(error: BaseException) -> str:
