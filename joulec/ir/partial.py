@@ -1,36 +1,41 @@
-"""Partly known shape tensors: what each element of a small integer tensor is, a number or a dimension.
+"""Symbolic shapes: the dimensions of every tensor, and the elements of small integer tensors, as expressions.
 
-One forward sweep over the graph, O(nodes): `Shape` yields the dimensions of its input, and Gather, Slice, Concat, casts
-and their like carry them on. What is not known stays a symbol of its own, equal to nothing but itself.
+One forward sweep over the graph, O(nodes). `Shape` yields the dimensions of its input, shape arithmetic carries them on
+(this file), and operators that take shapes as data turn them into dimensions again (`joulec/ir/dims.py`). What is not
+known is an atom of its own, equal to nothing but itself, so that facts say "the same size" without saying which.
+
+Symbols are those of the graph inputs; equal names are equal sizes, as ONNX has it. What a file declares of its other
+values and outputs is not believed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from joulec.ir import walk
+from joulec.ir import dims, walk
+from joulec.ir.dims import Dims
 from joulec.ir.module import Module
-from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, rank
+from joulec.ir.symbolic import MAX_NUMBER, Element, Expr, Symbols
+from joulec.ir.values import attribute, constant, constant_tensor
 
 MAX_ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.\-]*")
+_NAMELESS = frozenset({"none", "unk", "unknown", "dynamic", "any", "nan"})
+"""What exporters write for sizes that have no name, several in one shape."""
 
-Symbol = tuple[object, ...]
-"""A dimension whose size is unknown: equal symbols are equal sizes, nothing else is said."""
-
-Element = int | Symbol
+_KINDS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 @dataclass(frozen=True)
 class Known:
-    """The elements of a scalar (`rank` 0) or of a vector (`rank` 1)."""
+    """The elements of a scalar (`rank` 0) or of a vector (`rank` 1); booleans are 0 and 1."""
 
     rank: int
     elements: tuple[Element, ...]
@@ -43,54 +48,154 @@ class Known:
 
 @dataclass
 class ShapeFacts:
-    """What is known of the integer tensors of a module, by value."""
+    """What is known of the values of a module. A fact about a value outlives every rewrite that keeps the value."""
 
+    symbols: Symbols = field(default_factory=Symbols)
     facts: dict[int, Known] = field(default_factory=dict)
-    alive: list[ir.Value] = field(default_factory=list)
+    shapes: dict[int, Dims] = field(default_factory=dict)
+    alive: list[object] = field(default_factory=list)
+    inputs: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, module: Module) -> ShapeFacts:
         """Sweep over all graphs of `module`."""
-        found = cls()
-        for graph in walk.graphs(module.model):
-            for node in graph:
-                found._visit(node)
+        named = (dim.value for value in module.graph.inputs for dim in value.shape or () if not isinstance(dim, int))
+        found = cls(inputs=frozenset(name for name in named if name is not None and _is_name(name)))
+        for graph in [module.graph, *(function.graph for function in module.model.functions.values())]:
+            found._sweep(graph, module.graph)
         return found
 
+    # -- questions ------------------------------------------------------------------------------------------
+
     def get(self, value: ir.Value | None) -> Known | None:
-        """What is known of `value`; a small integer constant is known by its numbers."""
+        """What is known of the elements of `value`; a small integer constant is known by its numbers."""
         if value is None:
             return None
         return self.facts.get(id(value)) or _known_constant(value)
 
-    def _visit(self, node: ir.Node) -> None:
-        rule = _RULES.get(node.op_type)
-        if rule is None or not walk.is_onnx(node) or not node.outputs:
+    def elements(self, value: ir.Value | None) -> Known | None:
+        """Like `get`, with an atom for each element of a small integer vector of which only the length is known."""
+        found = self.get(value)
+        if found is not None or value is None or value.dtype not in _KINDS:
+            return found
+        shape = self.shape(value)
+        if shape is None or len(shape) > 1 or not all(isinstance(d, int) and d <= MAX_ELEMENTS for d in shape):
+            return None
+        count = self.symbols.product(shape)
+        bool_ = 0 if value.dtype == ir.DataType.BOOL else None
+        atoms = [self._atom("element", value, index, bool_) for index in range(count if isinstance(count, int) else 0)]
+        return Known(len(shape), tuple(atoms))
+
+    def shape(self, value: ir.Value | None) -> Dims | None:
+        """The dimensions of `value`; None where not even the rank is known."""
+        if value is None:
+            return None
+        found = self.shapes.get(id(value))
+        if found is not None:
+            return found
+        tensor = constant_tensor(value)
+        return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
+
+    def unknown(self, value: ir.Value, axis: int) -> Expr:
+        """The atom for dimension `axis` of `value`, of which nothing is known."""
+        return self._atom("dim", value, axis, 0)
+
+    def _atom(self, kind: str, value: ir.Value, index: int, least: int | None) -> Expr:
+        self.alive.append(value)  # keeps its id from being reused
+        return self.symbols.atom((kind, id(value), index), least)
+
+    # -- the sweep ------------------------------------------------------------------------------------------
+
+    def _sweep(self, graph: ir.Graph, main: ir.Graph) -> None:
+        for value in graph.inputs:
+            self._declared(value, graph)
+        for node in graph:
+            for inner in walk.subgraphs(node):
+                self._sweep(inner, main)
+            self._visit(node, main)
+
+    def _declared(self, value: ir.Value, graph: ir.Graph) -> None:
+        if value.shape is None:
             return
-        try:
-            known = rule(node, self)
-        except (LookupError, ValueError):
-            return
+        self.shapes[id(value)] = tuple(self._declared_dim(value, i, graph) for i in range(len(value.shape)))
+        self.alive.append(value)
+
+    def _declared_dim(self, value: ir.Value, axis: int, graph: ir.Graph) -> Element:
+        dim = value.shape[axis] if value.shape is not None else None
+        if isinstance(dim, int):
+            return dim if dim >= 0 else self.unknown(value, axis)
+        if dim is not None and dim.value is not None and _is_name(dim.value):
+            # a body may use a name of its own for another size
+            return self.symbols.atom(("symbol", id(graph), dim.value))
+        return self.unknown(value, axis)
+
+    def _visit(self, node: ir.Node, main: ir.Graph) -> None:
+        onnx = walk.is_onnx(node)
+        found = _guarded(dims.RULES.get(node.op_type), node, self) if onnx else None
+        if onnx and node.op_type == "If":
+            found = self._branches(node)
+        for index, output in enumerate(node.outputs):
+            self._settle(output, None if found is None or index >= len(found) else found[index], main)
+        known = _guarded(_RULES.get(node.op_type), node, self) if onnx and node.outputs else None
         if known is not None and len(known.elements) <= MAX_ELEMENTS:
             self.facts[id(node.outputs[0])] = known
-            self.alive.append(node.outputs[0])  # keeps its id from being reused
+            self.alive.append(node.outputs[0])
+
+    def _settle(self, value: ir.Value, found: Dims | None, main: ir.Graph) -> None:
+        """Store the dimensions of `value`: what its rule found, made exact by the numbers that onnx inferred."""
+        inferred = None if value.is_graph_output() else value.shape
+        if found is None and inferred is not None:
+            found = tuple(self._inferred_dim(value, dim, i, main) for i, dim in enumerate(inferred))
+        elif found is not None and inferred is not None and len(inferred) == len(found):
+            pairs = zip(found, inferred, strict=True)
+            found = tuple(new if isinstance(new, int) and isinstance(old, Expr) else old for old, new in pairs)
+        if found is None or any(isinstance(dim, int) and dim < 0 for dim in found):
+            return
+        self.shapes[id(value)] = found
+        self.alive.append(value)
+        if value.graph is main:  # what exists in a branch need not exist
+            for dim in found:
+                self.symbols.declare_size(dim)
+
+    def _inferred_dim(self, value: ir.Value, dim: Any, axis: int, main: ir.Graph) -> Element:
+        if isinstance(dim, int):
+            return dim
+        if value.graph is main and dim.value in self.inputs:
+            return self.symbols.atom(("symbol", id(main), dim.value))
+        return self.unknown(value, axis)
+
+    def _branches(self, node: ir.Node) -> Sequence[Dims | None]:
+        """The dimensions of an If: what both branches agree on."""
+        graphs = list(walk.subgraphs(node))
+        results = [[self.shape(value) for value in graph.outputs] for graph in graphs]
+        if len(results) != 2:
+            return []
+        return [
+            one if one is not None and one == other and self._is_outer(one) else None
+            for one, other in zip(*results, strict=False)
+        ]
+
+    def _is_outer(self, found: Dims) -> bool:
+        return all(isinstance(dim, int) for dim in found)
 
 
-def dimension(value: ir.Value, axis: int) -> Element | None:
-    """Dimension `axis` of `value` as an element; None where the rank is unknown."""
-    if value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+def _guarded(rule: Callable[[ir.Node, ShapeFacts], Any] | None, node: ir.Node, facts: ShapeFacts) -> Any:
+    """What `rule` says of `node`; None where the node is not as its operator's definition wants it."""
+    if rule is None:
         return None
-    dim = value.shape[axis]
-    if isinstance(dim, int):
-        return dim
-    if dim.value is not None and _NAME.fullmatch(dim.value):
-        return ("symbol", id(value.graph), dim.value)  # a body may use a name of its own for another size
-    return ("dim", value.name, axis % len(value.shape))  # no name, or one like '?' that files use for several sizes
+    try:
+        return rule(node, facts)
+    except (LookupError, ValueError, TypeError, ZeroDivisionError, StopIteration):
+        return None
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name.lower() not in _NAMELESS
 
 
 def _known_constant(value: ir.Value) -> Known | None:
     tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+    if tensor is None or tensor.dtype not in _KINDS:
         return None
     array = tensor.numpy() if tensor.size <= MAX_ELEMENTS else None
     if array is None or array.ndim > 1:
@@ -98,13 +203,17 @@ def _known_constant(value: ir.Value) -> Known | None:
     return Known(array.ndim, tuple(int(x) for x in array.ravel()))
 
 
+# -- shape arithmetic ---------------------------------------------------------------------------------------
+
+
 def _shape(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    value = node.inputs[0]
-    if value is None or value.shape is None:
-        return None
-    axes = range(len(value.shape))[attribute(node, "start", 0) : attribute(node, "end", None)]
-    elements = tuple(dimension(value, axis) for axis in axes)
-    return Known(1, tuple(e for e in elements if e is not None))
+    shape = facts.shape(node.inputs[0])
+    return None if shape is None else Known(1, shape[attribute(node, "start", 0) : attribute(node, "end", None)])
+
+
+def _size(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    shape = facts.shape(node.inputs[0])
+    return None if shape is None else Known(0, (facts.symbols.product(shape),))
 
 
 def _same(node: ir.Node, facts: ShapeFacts) -> Known | None:
@@ -112,13 +221,13 @@ def _same(node: ir.Node, facts: ShapeFacts) -> Known | None:
 
 
 def _cast(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    known = facts.get(node.inputs[0])
-    to = attribute(node, "to")
-    if known is None or to not in (ir.DataType.INT64, ir.DataType.INT32):
+    known, to = facts.get(node.inputs[0]), attribute(node, "to")
+    value = node.inputs[0]
+    if known is None or value is None or to not in _KINDS or (to == ir.DataType.BOOL and value.dtype != to):
         return None
     # A size beyond 2**31 would wrap; tensors of that many elements in one dimension are left alone.
     numbers = [e for e in known.elements if isinstance(e, int)]
-    return known if all(abs(n) < 2**31 for n in numbers) else None
+    return known if all(abs(n) < MAX_NUMBER for n in numbers) else None
 
 
 def _gather(node: ir.Node, facts: ShapeFacts) -> Known | None:
@@ -129,23 +238,26 @@ def _gather(node: ir.Node, facts: ShapeFacts) -> Known | None:
 
 
 def _slice(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    known = facts.get(node.inputs[0])
-    if known is None or known.rank != 1:
+    known, bounds = facts.get(node.inputs[0]), dims.slice_bounds(node, facts)
+    if known is None or known.rank != 1 or bounds is None:
         return None
-    bounds = _slice_bounds(node)
-    if bounds is None or any(part is None or part.size != 1 for part in bounds):
+    if any(len(part) != 1 or not isinstance(part[0], int) for part in bounds):
         return None
-    start, end, step = (int(part.ravel()[0]) for part in bounds if part is not None)
+    start, end, _, step = (int(part[0]) for part in bounds)  # type: ignore[arg-type]
     return Known(1, known.elements[start:end:step]) if step > 0 else None
 
 
-def _slice_bounds(node: ir.Node) -> tuple[Array | None, Array | None, Array | None] | None:
-    """Starts, ends and steps of a Slice, from attributes or inputs."""
-    one = np.ones(1, np.int64)
-    if len(node.inputs) == 1:
-        return np.asarray(attribute(node, "starts")), np.asarray(attribute(node, "ends")), one
-    steps = input_at(node, 4)
-    return constant(node.inputs[1]), constant(node.inputs[2]), one if steps is None else constant(steps)
+def _split(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    """Each output is a run of the input; they are recorded here, because a rule answers for one."""
+    known, at = facts.get(node.inputs[0]), 0
+    for output in node.outputs if known is not None and known.rank == 1 else ():
+        shape = facts.shape(output)
+        if shape is None or not isinstance(shape[0], int) or known is None:
+            return None
+        facts.facts[id(output)] = Known(1, known.elements[at : at + shape[0]])
+        facts.alive.append(output)
+        at += shape[0]
+    return None
 
 
 def _squeeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
@@ -154,80 +266,200 @@ def _squeeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
 
 
 def _unsqueeze(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    known, axes = facts.get(node.inputs[0]), constant(input_at(node, 1))
-    given = attribute(node, "axes") if axes is None else axes
-    once = given is not None and np.size(given) == 1  # runtimes take a scalar for one axis
-    return Known(1, known.elements) if known is not None and known.rank == 0 and once else None
+    known, axes = facts.elements(node.inputs[0]), dims.axes_of(node, facts)
+    return Known(1, known.elements) if known is not None and known.rank == 0 and axes in ([0], [-1]) else None
 
 
 def _concat(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    parts = [facts.get(value) for value in node.inputs]
+    parts = [facts.elements(value) for value in node.inputs]
     if any(part is None or part.rank != 1 for part in parts):
         return None
     return Known(1, tuple(e for part in parts if part is not None for e in part.elements))
 
 
 def _reshape(node: ir.Node, facts: ShapeFacts) -> Known | None:
-    known, shape = facts.get(node.inputs[0]), constant(input_at(node, 1))
-    if known is None or shape is None:
+    known, shape = facts.get(node.inputs[0]), facts.shape(node.outputs[0])
+    if known is None or shape is None or len(shape) > 1:
         return None
-    if shape.size == 0 and len(known.elements) == 1:
+    if len(shape) == 0:
         return Known(0, known.elements)
-    return Known(1, known.elements) if shape.tolist() in ([-1], [len(known.elements)]) else None
+    return Known(1, known.elements) if shape[0] == len(known.elements) else None
 
 
-def _arithmetic(operation: Callable[[int, int], int | None]) -> Callable[[ir.Node, ShapeFacts], Known | None]:
+def _filled(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    shape, value = facts.shape(node.outputs[0]), node.attributes.get("value")
+    if value is None or shape is None or len(shape) > 1 or any(not isinstance(d, int) for d in shape):
+        return None
+    tensor = value.as_tensor()
+    count = int(shape[0]) if shape and isinstance(shape[0], int) else 1
+    if tensor.dtype not in _KINDS or tensor.size != 1 or count > MAX_ELEMENTS:
+        return None
+    return Known(len(shape), (int(tensor.numpy().ravel()[0]),) * count)
+
+
+def _expanded(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    known, shape = facts.get(node.inputs[0]), facts.shape(node.outputs[0])
+    if known is None or shape is None or len(shape) != 1 or len(known.elements) != 1 or not isinstance(shape[0], int):
+        return None
+    return Known(1, known.elements * shape[0]) if shape[0] <= MAX_ELEMENTS else None
+
+
+def _where(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    parts = _aligned(node, facts)
+    if parts is None:
+        return None
+    rank, (conditions, ones, others) = parts
+    chosen = zip(conditions, ones, others, strict=True)
+    return Known(rank, tuple(_chosen(node, facts, *elements) for elements in chosen))
+
+
+def _chosen(node: ir.Node, facts: ShapeFacts, condition: Element, one: Element, other: Element) -> Element:
+    if condition == 1 or one == other:
+        return one
+    return other if condition == 0 else _opaque(node, facts, condition, one, other)
+
+
+def _opaque(node: ir.Node, facts: ShapeFacts, *operands: Element) -> Element:
+    """The element that `node` makes of `operands`: unknown, but the same for the same operands."""
+    sizes = node.op_type != "Sub" and all(facts.symbols.is_size(operand) for operand in operands)
+    return facts.symbols.atom((node.op_type, node.outputs[0].dtype, *operands), 0 if sizes else None)
+
+
+def _aligned(node: ir.Node, facts: ShapeFacts) -> tuple[int, list[tuple[Element, ...]]] | None:
+    """The elements of all inputs, single ones repeated, and the common rank."""
+    parts = [facts.elements(value) for value in node.inputs]
+    known = [part for part in parts if part is not None]
+    if len(known) != len(parts) or all(facts.get(value) is None for value in node.inputs):
+        return None
+    rank = max(part.rank for part in known)
+    lengths = {len(part.elements) for part in known} - {1} or {1}
+    if len(lengths) != 1:
+        return None
+    (length,) = lengths
+    return rank, [part.elements * length if len(part.elements) == 1 else part.elements for part in known]
+
+
+Operation = Callable[[Symbols, Element, Element], Element | bool | None]
+
+
+def _arithmetic(operation: Operation) -> Callable[[ir.Node, ShapeFacts], Known | None]:
+    """Element by element; where `operation` says None, the element is unknown, but the same for the same operands."""
+
     def apply(node: ir.Node, facts: ShapeFacts) -> Known | None:
-        one, other = facts.get(node.inputs[0]), facts.get(node.inputs[1])
-        if one is None or other is None:
+        parts = _aligned(node, facts) if len(node.inputs) == 2 else None
+        if parts is None:
             return None
-        length = max(len(one.elements), len(other.elements))
-        if any(len(k.elements) not in (1, length) for k in (one, other)):
-            return None
-        left, right = (k.elements * length if len(k.elements) == 1 else k.elements for k in (one, other))
-        pairs = enumerate(zip(left, right, strict=False))
-        return Known(max(one.rank, other.rank), tuple(_combine(operation, node, i, a, b) for i, (a, b) in pairs))
+        found = []
+        for one, other in zip(*parts[1], strict=True):
+            result = operation(facts.symbols, one, other)
+            opaque = result is None or (isinstance(result, int) and abs(result) >= MAX_NUMBER)
+            found.append(_opaque(node, facts, one, other) if opaque else _number(result))
+        return Known(parts[0], tuple(found))
 
     return apply
 
 
-def _combine(
-    operation: Callable[[int, int], int | None], node: ir.Node, index: int, one: Element, other: Element
-) -> Element:
-    if isinstance(one, int) and isinstance(other, int):
-        result = operation(one, other)
-        if result is not None and abs(result) < 2**31:
-            return result
-    return ("element", node.outputs[0].name, index)
+def _number(result: Element | bool | None) -> Element:
+    return result if isinstance(result, Expr) else int(result or 0)
+
+
+def _logical(decide: Callable[[bool, bool], bool]) -> Operation:
+    def apply(symbols: Symbols, one: Element, other: Element) -> Element | None:
+        return int(decide(bool(one), bool(other))) if isinstance(one, int) and isinstance(other, int) else None
+
+    return apply
+
+
+def _not(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    known = facts.get(node.inputs[0])
+    if known is None:
+        return None
+    return Known(known.rank, tuple(1 - e if isinstance(e, int) else _opaque(node, facts, e) for e in known.elements))
+
+
+def _modulo(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    return None if attribute(node, "fmod", 0) else _arithmetic(Symbols.modulo)(node, facts)
+
+
+def _negated(flag: bool | None) -> bool | None:
+    return None if flag is None else not flag
+
+
+def _product(node: ir.Node, facts: ShapeFacts) -> Known | None:
+    known, shape = facts.get(node.inputs[0]), facts.shape(node.outputs[0])
+    if known is None or known.rank != 1 or shape not in ((), (1,)):
+        return None
+    return Known(len(shape), (facts.symbols.product(known.elements),))
 
 
 _RULES: dict[str, Callable[[ir.Node, ShapeFacts], Known | None]] = {
     "Shape": _shape,
+    "Size": _size,
     "Identity": _same,
     "Cast": _cast,
     "Gather": _gather,
     "Slice": _slice,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Concat": _concat,
     "Reshape": _reshape,
-    "Add": _arithmetic(lambda a, b: a + b),
-    "Sub": _arithmetic(lambda a, b: a - b),
-    "Mul": _arithmetic(lambda a, b: a * b),
-    "Div": _arithmetic(lambda a, b: a // b if a >= 0 and b > 0 else None),
+    "Flatten": _reshape,
+    "ConstantOfShape": _filled,
+    "Expand": _expanded,
+    "Tile": _expanded,
+    "Where": _where,
+    "Not": _not,
+    "ReduceProd": _product,
+    "Add": _arithmetic(Symbols.add),
+    "Sub": _arithmetic(Symbols.subtract),
+    "Mul": _arithmetic(Symbols.multiply),
+    "Div": _arithmetic(Symbols.divide),
+    "Mod": _modulo,
+    "Max": _arithmetic(Symbols.maximum),
+    "Min": _arithmetic(Symbols.minimum),
+    "Equal": _arithmetic(Symbols.equal),
+    "Less": _arithmetic(Symbols.less),
+    "Greater": _arithmetic(lambda s, a, b: s.less(b, a)),
+    "LessOrEqual": _arithmetic(lambda s, a, b: _negated(s.less(b, a))),
+    "GreaterOrEqual": _arithmetic(lambda s, a, b: _negated(s.less(a, b))),
+    "And": _arithmetic(_logical(lambda a, b: a and b)),
+    "Or": _arithmetic(_logical(lambda a, b: a or b)),
 }
 
 
-def reshape_target(data: ir.Value, known: Known) -> list[int] | None:
-    """The constant shape that reshapes `data` as the partly known target does: 0 keeps a dimension, -1 fits one.
+def reshape_target(data: Dims, target: Sequence[Element], result: Dims | None, allow_zero: bool) -> list[int] | None:
+    """The constant target (for `allowzero` 0) that does what a partly known one does: 0 keeps a dimension, -1 fits one.
 
-    Returns None where more than one element stays unknown. A fitted -1 beside a kept 0 is not taken either, unless the
-    target itself held the -1: with a dimension of size zero it could not be fitted.
+    Args:
+        data: the dimensions of what is reshaped.
+        target: the elements of the target.
+        result: the dimensions of the result, which may say what a -1 comes to.
+        allow_zero: whether a 0 in `target` means an empty dimension.
+
+    Returns:
+        None where more than one element stays unknown. A fitted -1 beside a kept 0 is not taken either, unless the
+        target itself held the -1: with a dimension of size zero it could not be fitted.
     """
-    if rank(data) is None or any(isinstance(e, int) and e < -1 for e in known.elements):
+    if any(isinstance(e, int) and e < -1 for e in target):
         return None
-    fitted = -1 in known.elements
-    target = [e if isinstance(e, int) else 0 if dimension(data, i) == e else -1 for i, e in enumerate(known.elements)]
-    if target.count(-1) > 1 or (-1 in target and 0 in target and not fitted):
+    results = [None] * len(target) if result is None else result
+    found = [_target_element(data, i, e, results[i], allow_zero) for i, e in enumerate(target)]
+    if None in found:
         return None
-    return target
+    whole = [e for e in found if e is not None]
+    given = -1 in target and found[list(target).index(-1)] == -1
+    if whole.count(-1) > 1 or (-1 in whole and 0 in whole and not given):
+        return None
+    return whole
+
+
+def _target_element(data: Dims, index: int, element: Element, result: Element | None, allow_zero: bool) -> int | None:
+    kept = data[index] if index < len(data) else None
+    if element == -1 and result is not None and result != 0 and (isinstance(result, int) or result == kept):
+        element = result
+    if isinstance(element, int):
+        if element == 0 and allow_zero:
+            return 0 if kept == 0 else None
+        return element
+    return 0 if element == kept else -1

@@ -147,7 +147,11 @@ def _dying(node: ir.Node) -> int:
 class FoldKnownShape(Rule):
     """Integer arithmetic on known dimensions -> its value (Shape of a static tensor, Gather of one dimension, ...)."""
 
-    ops = ("Shape", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Cast", "Reshape", "Add", "Sub", "Mul", "Div")
+    ops = (
+        "Shape", "Size", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Cast", "Reshape", "Flatten", "Add",
+        "Sub", "Mul", "Div", "Mod", "Max", "Min", "Where", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual",
+        "And", "Or", "Not", "ReduceProd", "Expand", "Tile", "ConstantOfShape",
+    )  # fmt: skip
 
     def __init__(self, facts: ShapeFacts) -> None:
         self._facts = facts
@@ -163,7 +167,7 @@ class FoldKnownShape(Rule):
         rewriter.erase(node)
 
 
-_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 class ResolveReshape(Rule):
@@ -177,11 +181,14 @@ class ResolveReshape(Rule):
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         if len(node.inputs) != 2 or node.inputs[0] is None or constant_tensor(node.inputs[1]) is not None:
             return
-        known = self._facts.get(node.inputs[1])
-        if known is None or known.rank != 1 or attribute(node, "allowzero", 0):
+        known, data = self._facts.get(node.inputs[1]), self._facts.shape(node.inputs[0])
+        if known is None or known.rank != 1 or data is None:
             return
-        target = reshape_target(node.inputs[0], known)
+        allow = bool(attribute(node, "allowzero", 0))
+        target = reshape_target(data, known.elements, self._facts.shape(node.outputs[0]), allow)
         if target is None:
             raise Refused("more than one dimension of its shape is unknown")
         shape = rewriter.constant(np.array(target, np.int64), f"{node.name or 'reshape'}_shape", at=node)
         rewriter.set_input(node, 1, shape)
+        if allow:
+            rewriter.set_attribute(node, "allowzero", None)

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from joulec.ir.module import Module
-from joulec.ir.partial import MAX_ELEMENTS, Known, ShapeFacts, dimension, reshape_target
+from joulec.ir.partial import MAX_ELEMENTS, Known, ShapeFacts, reshape_target
 from joulec.ir.runner import LocalRunner
 from joulec.ir.shapes import infer_shapes
+from joulec.ir.symbolic import Symbols
 from joulec.passes.base import Context
 from joulec.passes.fold_constants import FoldConstants
 from joulec.passes.target import Target
@@ -110,8 +111,11 @@ def test_a_body_has_symbols_of_its_own(parse: Parse) -> None:
     infer_shapes(module)
     (branch, *_) = [attribute.as_graph() for attribute in next(iter(module.graph)).attributes.values()]
     inner = branch.outputs[0]
+    assert ShapeFacts.of(module).shape(inner) == ShapeFacts.of(module).shape(value(module, "x"))
+    branch[0].domain = "mine"
     inner.shape = ir.Shape(["N"])
-    assert dimension(inner, 0) != dimension(value(module, "x"), 0)
+    facts = ShapeFacts.of(module)
+    assert facts.shape(inner) != facts.shape(value(module, "x"))
 
 
 def test_long_vectors_are_data(parse: Parse) -> None:
@@ -138,15 +142,18 @@ def test_user_domains_are_not_believed(parse: Parse) -> None:
         ((2, 3, -5), None),
     ],
 )
-def test_reshape_target(target: tuple[int | str, ...], expected: list[int] | None, parse: Parse) -> None:
-    data = value(parse("agraph (float[N,3,8,M] x) => (float[N,3,8,M] y) { y = Relu(x) }"), "x")
-    names = {"N": dimension(data, 0), "M": dimension(data, 3)}
-    elements = tuple(e if isinstance(e, int) else (names.get(e) or ("other",)) for e in target)
-    assert reshape_target(data, Known(1, elements)) == expected
+def test_reshape_target(target: tuple[int | str, ...], expected: list[int] | None) -> None:
+    symbols = Symbols()
+    data = (symbols.atom("N"), 3, 8, symbols.atom("M"))
+    elements = tuple(e if isinstance(e, int) else symbols.atom(e) for e in target)
+    assert reshape_target(data, elements, None, allow_zero=False) == expected
 
 
-def test_reshape_target_needs_a_rank() -> None:
-    assert reshape_target(ir.Value(name="x"), Known(1, (1, 2))) is None
+def test_a_fitted_dimension_that_is_known_is_written_out() -> None:
+    n = Symbols().atom("N")
+    assert reshape_target((n, 64), (n, 4, -1), (n, 4, 16), allow_zero=False) == [0, 4, 16]
+    assert reshape_target((n, 64), (n, 4, -1), None, allow_zero=False) == [0, 4, -1]
+    assert reshape_target((n, 0), (0, 4), (0, 4), allow_zero=True) is None  # 0 would copy N
 
 
 def test_reshape_of_a_symbolic_batch_is_resolved_for_every_size(parse: Parse) -> None:
