@@ -150,20 +150,23 @@ class Symbols:
 
     def less(self, one: Element, other: Element) -> bool | None:
         """Whether one < other, None where it depends on the sizes."""
-        if self._positive(self.subtract(other, one), 1):
+        if self._exceeds(other, one, 1):
             return True
-        return False if self._positive(self.subtract(one, other), 0) else None
+        return False if self._exceeds(one, other, 0) else None
 
     def equal(self, one: Element, other: Element) -> bool | None:
         """Whether one == other, None where it depends on the sizes."""
         if one == other:
             return True
-        apart = self._positive(self.subtract(one, other), 1) or self._positive(self.subtract(other, one), 1)
-        return False if apart else None
+        return False if self._exceeds(one, other, 1) or self._exceeds(other, one, 1) else None
 
-    def _positive(self, element: Element, least: int) -> bool:
-        bound = self.least(element)
-        return bound is not None and bound >= least
+    def _exceeds(self, one: Element, other: Element, by: int) -> bool:
+        """Whether one - other is `by` at least, whatever the sizes."""
+        bounds = [self.least(self.subtract(one, other))]
+        least = self.least(one) if isinstance(other, int) else None
+        if least is not None and isinstance(other, int):
+            bounds.append(least - other)
+        return any(bound is not None and bound >= by for bound in bounds)
 
 
 def _terms(element: Element) -> tuple[tuple[Term, int], ...]:
