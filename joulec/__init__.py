@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from joulec.api import Result, estimate, measure, optimize, simplify, verify
     from joulec.backends.artefact import load
+    from joulec.bisecting import bisect
     from joulec.energy import EnergyModel, Estimate
     from joulec.errors import BudgetError, CheckError, InputError, JoulecError, UnavailableError
     from joulec.ir.module import Module
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "joulec.api": ("Result", "estimate", "measure", "optimize", "simplify", "verify"),
     "joulec.backends.artefact": ("load",),
+    "joulec.bisecting": ("bisect",),
     "joulec.energy": ("EnergyModel", "Estimate"),
     "joulec.errors": ("BudgetError", "CheckError", "InputError", "JoulecError", "UnavailableError"),
     "joulec.ir.module": ("Module",),
@@ -55,6 +57,7 @@ __all__ = [
     "RulePass",
     "UnavailableError",
     "__version__",
+    "bisect",
     "estimate",
     "load",
     "measure",

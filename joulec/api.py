@@ -226,11 +226,7 @@ def simplify_file(
     progress: Progress = lambda message, fraction: None,
 ) -> Report:  # fmt: skip
     """`simplify` from file to file; `out` is replaced only when everything held."""
-    destination = Path(out)
-    if destination.is_dir():
-        raise InputError(f"{destination}: is a directory; name the .onnx file to write")
-    if not destination.absolute().parent.is_dir():
-        raise InputError(f"{destination}: its folder does not exist")
+    destination = writable_file(out)
     progress("lowering the model", None)
     lowered = lower(source, trust_code=trust_code, limits=limits, custom_ops=tuple(map(Path, custom_ops)))
     outcome = run_exact(lowered.module, shape or {}, limits, observers)
@@ -243,6 +239,20 @@ def simplify_file(
         ),
         directory=str(destination),
     )
+
+
+def writable_file(out: str | Path) -> Path:
+    """The place of a model to write.
+
+    Raises:
+        InputError: it is a directory, or in none.
+    """
+    destination = Path(out)
+    if destination.is_dir():
+        raise InputError(f"{destination}: is a directory; name the .onnx file to write")
+    if not destination.absolute().parent.is_dir():
+        raise InputError(f"{destination}: its folder does not exist")
+    return destination
 
 
 def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: Sequence[Observer]) -> Outcome:

@@ -239,6 +239,48 @@ def verify(
         raise typer.Exit(CheckError.exit_code)
 
 
+@app.command(
+    epilog=_epilog(
+        "joulec bisect model.onnx --data calib.npz",
+        "joulec bisect model.onnx --passes fold-constants,my-pass --plugin my_passes.py -o small.onnx",
+        "Exit code 4 and a small model where a pass deviates, 0 where none does.",
+    )
+)
+def bisect(
+    model: Annotated[str, typer.Argument(metavar="IN", help="The model, in any format that optimize takes.")],
+    data: options.Data = None,
+    passes: options.Passes = None,
+    plugin: options.Plugin = None,
+    out: options.Minimal = None,
+    target: options.BisectTarget = None,
+    shape: options.Shape = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    trust_code: options.TrustCode = False,
+    custom_ops: options.CustomOps = None,
+    memory_limit: options.MemoryLimit = None,
+    time_limit: options.TimeLimit = None,
+) -> None:
+    """Find the first pass, then the single rewrite, that changes the outputs; write a small model that shows it."""
+    limits = options.limits(memory_limit, time_limit)
+    from joulec.bisecting import bisect as search
+    from joulec.report import findings, terminal
+    from joulec.report.progress import Watcher
+
+    place = Path(f"{Path(model).stem}-minimal.onnx") if out is None else out
+    with Watcher(quiet=json) as watch:
+        found = search(
+            model, data, passes, out=place, plugins=plugin or (), target=target, shape=options.shapes(shape),
+            limits=limits, trust_code=trust_code, custom_ops=custom_ops or (), seed=seed or 0, progress=watch,
+        ).to_json()  # fmt: skip
+    if json:
+        _print_json(found)
+    else:
+        findings.bisection(terminal.console(), found)
+    if found["culprit"] is not None:
+        raise typer.Exit(CheckError.exit_code)
+
+
 @app.command(epilog="joulec measure build/ --against model.onnx --data calib.npz")
 def measure(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or an artefact's directory.")],

@@ -173,6 +173,17 @@ Out = Annotated[
     Path | None,
     _option("--out", "-o", help="The artefact's directory; replaced as a whole when everything held.", metavar="DIR"),
 ]
+BisectTarget = Annotated[
+    str | None,
+    _option("--target", help="Whose form quantize takes: cpu, cuda or tensorrt. Default: none.", metavar="NAME"),
+]
+Minimal = Annotated[
+    Path | None,
+    _option(
+        "--out", "-o", metavar="FILE.onnx",
+        help="Where a small failing model goes, its feed beside it. Default: IN-minimal.onnx in this folder.",
+    ),
+]  # fmt: skip
 Data = Annotated[
     str | None,
     _option(

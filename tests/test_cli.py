@@ -118,7 +118,9 @@ def test_no_command_shows_the_help(call):
 
 def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
-    assert list(command.commands) == ["optimize", "simplify", "estimate", "verify", "measure", "passes", "targets", "devices"]
+    assert list(command.commands) == [
+        "optimize", "simplify", "estimate", "verify", "bisect", "measure", "passes", "targets", "devices",
+    ]  # fmt: skip
 
 
 def test_options_have_the_promised_spellings():

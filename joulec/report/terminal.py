@@ -43,28 +43,28 @@ def summary(out: Console, report: Report) -> None:
     if report.status == "up to date":
         out.print("up to date: nothing it depends on has changed")
         return
-    _section(out, "What changed", _facts(report))
+    section(out, "What changed", _facts(report))
     for fact in words.facts(report):
         if fact.name != "energy" and fact.how != words.COUNTED:
             out.print(Padding(Text(f"{fact.name}: {fact.how}", style="dim"), (0, 0, 0, 2)))
     if report.decisions:
-        _section(out, "Kept and dropped", _decisions(report.decisions))
+        section(out, "Kept and dropped", _decisions(report.decisions))
     if report.energy is not None and report.energy.by_op:
-        _section(out, f"Energy by operator, {words.energy_basis(report.energy)}", _operators(report.energy))
+        section(out, f"Energy by operator, {words.energy_basis(report.energy)}", _operators(report.energy))
         _saving(out, report.energy)
     if report.steps:
-        _section(out, "Passes, each with its own share", _steps(report.steps))
+        section(out, "Passes, each with its own share", _steps(report.steps))
     _notes(out, report)
     _places(out, report)
 
 
-def _section(out: Console, title: str, body: Table) -> None:
+def section(out: Console, title: str, body: Table) -> None:
     out.print()
     out.print(Text(title, style="bold"))
     out.print(Padding(body, (0, 0, 0, 2)))
 
 
-def _grid(*columns: str) -> Table:
+def grid(*columns: str) -> Table:
     """A table without lines; a column spelled `>name` is right-aligned, and `*name` takes what is left."""
     table = Table(box=None, pad_edge=False, show_header=any(name.strip(">*") for name in columns), header_style="dim")
     for name in columns:
@@ -77,7 +77,7 @@ def _grid(*columns: str) -> Table:
 
 
 def _facts(report: Report) -> Table:
-    table = _grid("", ">before", ">after", "*change")
+    table = grid("", ">before", ">after", "*change")
     for fact in words.facts(report):
         style = "" if fact.good is None else "green" if fact.good else "red"
         table.add_row(fact.name, fact.before, Text(fact.after, style="bold"), Text(fact.change, style=style))
@@ -85,7 +85,7 @@ def _facts(report: Report) -> Table:
 
 
 def _decisions(decisions: Sequence[Decision]) -> Table:
-    table = _grid("", "", "*")
+    table = grid("", "", "*")
     for found in decisions:
         verdict = words.verdict(found)
         table.add_row(Text(verdict, style=_STYLES[verdict]), units.safe(found.what), words.decision(found))
@@ -93,7 +93,7 @@ def _decisions(decisions: Sequence[Decision]) -> Table:
 
 
 def _operators(found: EnergyChange) -> Table:
-    table = _grid("", ">before", ">after", "*")
+    table = grid("", ">before", ">after", "*")
     largest = max((after or 0.0 for _, _, after in found.by_op), default=0.0)
     for op, before, after in found.by_op[:MAX_ROWS]:
         bar = "█" * round(BAR * (after or 0.0) / largest) if largest else ""
@@ -114,7 +114,7 @@ def _maybe(value: float | None) -> str:
 
 
 def _steps(steps: Sequence[StepReport]) -> Table:
-    table = _grid("pass", "outcome", ">made", ">refused", ">nodes", ">energy")
+    table = grid("pass", "outcome", ">made", ">refused", ">nodes", ">energy")
     for step in steps:
         became = "" if step.nodes_before == step.nodes_after else f"→{step.nodes_after}"
         table.add_row(
@@ -138,10 +138,10 @@ def _notes(out: Console, report: Report) -> None:
     lines = [*undone, *failed, *parity, *priced, *(units.safe(note, 400) for note in report.notes)]
     if not lines:
         return
-    table = _grid("", "*")
+    table = grid("", "*")
     for line in dict.fromkeys(lines):
         table.add_row("·", line)
-    _section(out, "Notes", table)
+    section(out, "Notes", table)
 
 
 def _places(out: Console, report: Report) -> None:
@@ -171,7 +171,7 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
     costly = [node for node in estimate["nodes"] if node["joules"] is None or node["joules"] > 0]
     nodes = sorted(costly, key=lambda node: (node["joules"] is not None, -(node["joules"] or 0.0)))
     total, free = estimate["total_joules"], len(estimate["nodes"]) - len(costly)
-    table = _grid(">energy", ">share", ">interval", "tier", "operator", "*node")
+    table = grid(">energy", ">share", ">interval", "tier", "operator", "*node")
     room = max(24, out.width - _BESIDE_NODE)
     for node in nodes[:limit]:
         known = node["joules"] is not None
@@ -201,7 +201,7 @@ def _by_operator(nodes: Iterable[Mapping[str, Any]], total: float) -> Table:
     sums: dict[str, list[float]] = {}
     for node in nodes:
         sums.setdefault(node["op"], []).append(node["joules"] or 0.0)
-    table = _grid(">energy", ">share", ">nodes", "*operator")
+    table = grid(">energy", ">share", ">nodes", "*operator")
     ranked = sorted(sums.items(), key=lambda item: (-sum(item[1]), item[0]))
     for op, joules in ranked[:MAX_ROWS]:
         share = f"{100 * sum(joules) / total:.1f} %" if total else ""
@@ -239,7 +239,7 @@ def comparison(out: Console, found: Mapping[str, Any]) -> None:
 def timing(out: Console, model: str, against: str | None, found: Mapping[str, Any]) -> None:
     """`measure`: paired times; `found` holds the fields of `joulec.payoff.Paired`."""
     base = "itself, which shows the noise of this machine" if against is None else units.safe(against, 400)
-    table = _grid("", ">median")
+    table = grid("", ">median")
     table.add_row(units.safe(model, 400), units.milliseconds(found["candidate_ms"]))
     if against is not None:
         table.add_row(units.safe(against, 400), units.milliseconds(found["base_ms"]))
@@ -252,7 +252,7 @@ def timing(out: Console, model: str, against: str | None, found: Mapping[str, An
 
 def pass_table(out: Console, rows: Sequence[tuple[str, str, str]]) -> None:
     """`passes`: name, fidelity and one line each."""
-    table = _grid("pass", "fidelity", "*what it does")
+    table = grid("pass", "fidelity", "*what it does")
     for name, fidelity, text in rows:
         table.add_row(name, fidelity, text)
     out.print(table)
@@ -266,7 +266,7 @@ def pass_help(out: Console, name: str, fidelity: str, text: str, options: Sequen
     if not options:
         out.print("no options")
         return
-    table = _grid("option", "type", "default", "*what it does")
+    table = grid("option", "type", "default", "*what it does")
     for row in options:
         table.add_row(*row)
     out.print(table)
@@ -277,7 +277,7 @@ def pass_help(out: Console, name: str, fidelity: str, text: str, options: Sequen
 
 def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     """`targets`: name, provider, whether this machine has it, opset and what is emitted."""
-    table = _grid("target", "execution provider", "here", ">opset", "*what is emitted")
+    table = grid("target", "execution provider", "here", ">opset", "*what is emitted")
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -285,7 +285,7 @@ def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -
 
 def device_table(out: Console, rows: Sequence[tuple[str, str, str, str]]) -> None:
     """`devices`: name, static and highest power, and what it stands for."""
-    table = _grid("device", ">static", ">cap", "*what it is")
+    table = grid("device", ">static", ">cap", "*what it is")
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -296,7 +296,7 @@ def device_help(out: Console, head: str, text: str, rows: Sequence[tuple[str, st
     out.print(Text(head, style="bold"))
     out.print(Text(text))
     out.print()
-    table = _grid("coefficient", ">value", "range", "unit", "*source")
+    table = grid("coefficient", ">value", "range", "unit", "*source")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
