@@ -6,7 +6,6 @@ every node that a rewrite makes or edits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +17,8 @@ import onnx_ir as ir
 from joulec.ir import walk
 from joulec.ir.allowance import Spent
 from joulec.ir.module import Module
+from joulec.ir.provenance import Lineage
 from joulec.ir.values import Array, FunctionAttribute, tensor_shape
-
-PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
-MAX_SOURCES = 16
-"""Source names kept per node; a node that swallowed more says how many."""
 
 
 class Refused(Exception):
@@ -54,10 +50,8 @@ class _Scope:
 
     rule: str
     node: str
-    sources: list[str]
+    lineage: Lineage
     removed: list[str] = field(default_factory=list)
-    touched: list[ir.Node] = field(default_factory=list)
-    created: list[ir.Node] = field(default_factory=list)
     changed: bool = False
 
 
@@ -87,7 +81,7 @@ class Rewriter:
         """Group the changes made inside the block into one `Rewrite` of `rule`; without changes, no record."""
         if self._scope is not None:
             raise RuntimeError(f"rewrite '{rule}' inside rewrite '{self._scope.rule}'")
-        scope = _Scope(rule, _name(nodes[0]) if nodes else "", [s for n in nodes for s in sources_of(n)])
+        scope = _Scope(rule, _name(nodes[0]) if nodes else "", Lineage(nodes))
         self._scope = scope
         try:
             yield
@@ -110,20 +104,9 @@ class Rewriter:
         self.refusals.setdefault((scope.rule, scope.node, reason), Refusal(scope.rule, scope.node, reason))
 
     def _close(self, scope: _Scope) -> None:
-        sources = list(dict.fromkeys(scope.sources))
-        for node in [*scope.created, *scope.touched]:
-            if node.graph is not None:
-                self._stamp(node, scope.rule, sources)
-        created = tuple(_name(node) for node in scope.created if node.graph is not None)
+        scope.lineage.stamp(self.pass_name, scope.rule)
+        created = tuple(_name(node) for node in scope.lineage.created if node.graph is not None)
         self.rewrites.append(Rewrite(scope.rule, scope.node, tuple(scope.removed), created))
-
-    def _stamp(self, node: ir.Node, rule: str, sources: list[str]) -> None:
-        kept = sources[:MAX_SOURCES]
-        if len(sources) > MAX_SOURCES:
-            kept.append(f"+{len(sources) - MAX_SOURCES} more")
-        node.metadata_props[PASS_KEY] = self.pass_name
-        node.metadata_props[RULE_KEY] = rule
-        node.metadata_props[SOURCES_KEY] = json.dumps(kept, ensure_ascii=False)
 
     def _observe(self) -> _Scope:
         if self._scope is None:
@@ -173,7 +156,7 @@ class Rewriter:
         (graph.insert_after if before is None else graph.insert_before)(anchor, node)
         if domain and domain not in graph.opset_imports:
             self.import_domain(domain)
-        scope.created.append(node)
+        scope.lineage.created.append(node)
         self.on_touch(node)
         return tuple(node.outputs)
 
@@ -241,7 +224,7 @@ class Rewriter:
                 if output.name:
                     self._rename(output)
             home.insert_before(before, node)
-            scope.touched.append(node)
+            scope.lineage.edited[node] = None
             self.on_touch(node)
 
     def _rename(self, value: ir.Value) -> None:
@@ -278,11 +261,12 @@ class Rewriter:
             self._take_over_output(old, new)
         else:
             old.replace_all_uses_with(new)
-        scope.touched += users
         for user in users:
             self.on_touch(user)
         if (producer := old.producer()) is not None:
             self.on_touch(producer)
+            if (maker := new.producer()) is not None:
+                scope.lineage.took(maker, producer)
 
     def _take_over_output(self, old: ir.Value, new: ir.Value) -> None:
         name = old.name
@@ -311,10 +295,11 @@ class Rewriter:
             self._touch(scope, node, value)
 
     def _touch(self, scope: _Scope, node: ir.Node, lost: ir.Value | None) -> None:
-        scope.touched.append(node)
+        scope.lineage.edited[node] = None
         self.on_touch(node)
         producer = lost.producer() if lost is not None else None
         if producer is not None:
+            scope.lineage.took(node, producer)
             self.on_touch(producer)
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
@@ -324,14 +309,14 @@ class Rewriter:
             node.attributes.pop(name, None)
         else:
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
-        scope.touched.append(node)
+        scope.lineage.edited[node] = None
         self.on_touch(node)
 
     def set_op(self, node: ir.Node, op_type: str, domain: str = "") -> None:
         """Turn `node` into another operator with the same inputs, outputs and attributes."""
         scope = self._observe()
         node.op_type, node.domain = op_type, domain
-        scope.touched.append(node)
+        scope.lineage.edited[node] = None
         self.on_touch(node)
 
     def set_tensor(self, value: ir.Value, array: Array | ir.TensorProtocol, mask: Array | None = None) -> None:
@@ -357,7 +342,7 @@ class Rewriter:
         """Remove `node`; its outputs must be unused. Producers that lose their last use are revisited."""
         scope = self._observe()
         producers = [value.producer() for value in node.inputs if value is not None]
-        scope.sources += sources_of(node)
+        scope.lineage.erase(node)
         scope.removed.append(_name(node))
         _graph_of(node).remove(node, safe=True)
         for producer in producers:
@@ -384,7 +369,7 @@ class Rewriter:
         """
         scope = self._observe()
         before = {_name(node) for node in walk.nodes(self.module.model)}
-        scope.created += [node for node in walk.nodes(model) if _name(node) not in before]
+        scope.lineage.created += [node for node in walk.nodes(model) if _name(node) not in before]
         after = {_name(node) for node in walk.nodes(model)}
         scope.removed += sorted(before - after)
         self.module.model = model
@@ -394,18 +379,6 @@ class Rewriter:
         self._observe()
         self.module.masks.pop(old, None)
         self.module.masks[new] = mask
-
-
-def sources_of(node: ir.Node) -> list[str]:
-    """The names of the source model's nodes that `node` stands for: itself, or those it was made from."""
-    recorded = node.metadata_props.get(SOURCES_KEY)
-    if recorded is None:
-        return [_name(node)]
-    try:
-        names = json.loads(recorded)
-    except ValueError:
-        return [_name(node)]
-    return [str(name) for name in names] if isinstance(names, list) else [_name(node)]
 
 
 def _name(node: ir.Node) -> str:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module, Range
-from joulec.ir.rewrite import Rewriter, sources_of
+from joulec.ir.provenance import sources_of
+from joulec.ir.rewrite import Rewriter
 from joulec.ir.values import Array, constant, constant_tensor, rank, sole_consumer
 from joulec.passes._qdq import (
     WIDEST,

@@ -14,7 +14,8 @@ import pytest
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
-from joulec.ir.rewrite import MAX_SOURCES, PASS_KEY, RULE_KEY, SOURCES_KEY, Refused, Rewriter, sources_of
+from joulec.ir.provenance import HISTORY_KEY, MAX_SOURCES, PASS_KEY, RULE_KEY, SOURCES_KEY, history_of, sources_of
+from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import MAX_APPLICATIONS, Rule, apply_rules
 from joulec.ir.verify import problems
 
@@ -137,9 +138,50 @@ def test_sources_are_capped_and_counted(parse: Parse) -> None:
     rewriter = Rewriter(module, "p")
     last = find(module, "Abs")
     with rewriter.rewriting("r", *module.graph):
-        rewriter.set_op(last, "Relu")
-    kept = json.loads(last.metadata_props[SOURCES_KEY])
+        (made,) = rewriter.add("Relu", [last.inputs[0]], before=last)
+        rewriter.replace(last.outputs[0], made)
+    kept = json.loads(find(module, "Relu").metadata_props[SOURCES_KEY])
     assert len(kept) == MAX_SOURCES + 1 and kept[-1] == "+6 more"
+
+
+def test_who_only_reads_another_value_is_not_stamped(chain: tuple[Module, Rewriter]) -> None:
+    module, rewriter = chain
+    relu = find(module, "Relu")
+    with rewriter.rewriting("skip", relu):
+        rewriter.replace(relu.outputs[0], relu.inputs[0])
+        rewriter.erase(relu)
+    assert all(not node.metadata_props for node in module.graph)
+
+
+def test_an_edited_node_stands_for_itself_and_for_what_it_swallowed(parse: Parse) -> None:
+    """a <- b <- c: c goes into b, then b and d into a; e is erased in the same rewrite but is no neighbour."""
+    module = parse("g (float[4] x) => (float[4] y) { a = Exp(x) b = Relu(a) c = Abs(b) y = Neg(c) e = Sin(x) }")
+    for name, node in zip("abcye", module.graph, strict=True):
+        node.name = name
+    a, b, c, y, e = module.graph
+    for name, keeps, goes in (("first", b, [c]), ("second", a, [b, e])):
+        rewriter = Rewriter(module, name)
+        with rewriter.rewriting("swallow", goes[0]):
+            rewriter.set_op(keeps, "Tanh")
+            rewriter.replace(goes[0].outputs[0], keeps.outputs[0])
+            for node in goes:
+                rewriter.erase(node)
+    assert sources_of(a) == ["a", "b", "c"]
+    assert history_of(a) == [("first", "swallow"), ("second", "swallow")]
+    assert sources_of(y) == ["y"] and history_of(y) == []
+
+
+def test_the_history_is_written_only_where_it_says_more(chain: tuple[Module, Rewriter]) -> None:
+    module, rewriter = chain
+    relu = find(module, "Relu")
+    with rewriter.rewriting("one", relu):
+        rewriter.set_op(relu, "Exp")
+    assert HISTORY_KEY not in relu.metadata_props and history_of(relu) == [("my-pass", "one")]
+    with rewriter.rewriting("two", relu):
+        rewriter.set_op(relu, "Relu")
+    assert history_of(relu) == [("my-pass", "one"), ("my-pass", "two")]
+    relu.metadata_props[HISTORY_KEY] = "[" * 100_000
+    assert history_of(relu) == [("my-pass", "two")], "a forged one is not believed"
 
 
 @pytest.mark.parametrize("text", ["not json", "3", "{}"])
