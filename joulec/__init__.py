@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from joulec.bisecting import bisect
     from joulec.energy import EnergyModel, Estimate
     from joulec.errors import BudgetError, CheckError, InputError, JoulecError, UnavailableError
+    from joulec.explaining import explain
     from joulec.ir.module import Module
     from joulec.ir.rewrite import Refused, Rewriter
     from joulec.ir.rules import Rule
@@ -28,6 +29,7 @@ _HOMES = {
     "joulec.bisecting": ("bisect",),
     "joulec.energy": ("EnergyModel", "Estimate"),
     "joulec.errors": ("BudgetError", "CheckError", "InputError", "JoulecError", "UnavailableError"),
+    "joulec.explaining": ("explain",),
     "joulec.ir.module": ("Module",),
     "joulec.ir.rewrite": ("Refused", "Rewriter"),
     "joulec.ir.rules": ("Rule",),
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "bisect",
     "estimate",
+    "explain",
     "load",
     "measure",
     "optimize",

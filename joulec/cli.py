@@ -183,9 +183,7 @@ def estimate(
     target: options.OneTarget = "cpu",
     shape: options.Shape = None,
     device: options.Device = None,
-    top: Annotated[
-        int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")
-    ] = 30,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")] = 30,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
     memory_limit: options.MemoryLimit = None,
@@ -237,6 +235,41 @@ def verify(
         terminal.comparison(terminal.console(), found.to_json())
     if not found.equal:
         raise typer.Exit(CheckError.exit_code)
+
+
+@app.command(
+    epilog=_epilog("joulec explain smaller.onnx", "joulec explain build/ conv_3", "joulec explain model.onnx --json")
+)
+def explain(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="What simplify or optimize wrote, or a model as it was.")
+    ],
+    node: Annotated[
+        str | None,
+        typer.Argument(metavar="NODE", show_default=False, help="Only this node: its name, or a value it computes."),
+    ] = None,
+    shape: options.Shape = None,
+    json: options.Json = False,
+    trust_code: options.TrustCode = False,
+    custom_ops: options.CustomOps = None,
+    memory_limit: options.MemoryLimit = None,
+    time_limit: options.TimeLimit = None,
+) -> None:
+    """Tell where nodes come from, what the exact passes would do to them, and what nearly matched, and why not."""
+    limits = options.limits(memory_limit, time_limit)
+    from joulec.explaining import explain as tell
+    from joulec.report import findings, terminal
+    from joulec.report.progress import Watcher
+
+    with Watcher(quiet=json) as watch:
+        found = tell(
+            model, node, shape=options.shapes(shape), limits=limits, trust_code=trust_code,
+            custom_ops=custom_ops or (), progress=watch,
+        ).to_json()  # fmt: skip
+    if json:
+        _print_json(found)
+    else:
+        findings.explanation(terminal.console(), found, node)
 
 
 @app.command(
@@ -387,6 +420,42 @@ def devices(
         for one in every
     ]
     terminal.device_table(terminal.console(), rows)
+
+
+@app.command(
+    "calibrate-device", epilog=_epilog("joulec calibrate-device --quick", "joulec estimate model.onnx --shape batch=8")
+)
+def calibrate_device(
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=1, help="Intra-op threads to calibrate for.")
+    ] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Half of the microbenchmarks, each timed half as long.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", show_default=False, help="Default: the CPU's model.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE.toml", show_default=False, help="Default: your folder of profiles."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Time small models on this CPU and write a device profile that fits them.
+
+    Later commands on this machine price with it, unless --device says otherwise. Leave the machine alone meanwhile.
+    """
+    from joulec.energy import calibrate_cpu, write_profile
+    from joulec.report import terminal
+    from joulec.report.progress import Watcher
+
+    with Watcher(quiet=json) as watch:
+        found = calibrate_cpu(threads, quick, name, watch)
+    place = write_profile(found.profile, out)
+    if json:
+        _print_json({"profile": str(place), **found.to_json()})
+    else:
+        terminal.calibrated(terminal.console(), place, found)
 
 
 def _known_passes(plugins: Sequence[str]) -> dict[str, type[Pass]]:

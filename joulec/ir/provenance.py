@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from joulec.ir import walk
+from joulec.ir.module import Module
 
 PASS_KEY, RULE_KEY, SOURCES_KEY = "joulec.pass", "joulec.rule", "joulec.sources"
 HISTORY_KEY = "joulec.history"
@@ -100,6 +101,15 @@ def history_of(node: ir.Node) -> list[tuple[str, str]]:
     """(pass, rule) of every rewrite that led to `node`, oldest first; empty for a node of the source model."""
     pairs = (entry.partition("/") for entry in _history(node))
     return [(name, rule) for name, _, rule in pairs]
+
+
+def without_provenance(module: Module) -> Module:
+    """A copy of `module` that forgets where its nodes come from: what is stamped then starts from its own nodes."""
+    copy = module.clone()
+    for node in walk.nodes(copy.model):
+        for key in (PASS_KEY, RULE_KEY, SOURCES_KEY, HISTORY_KEY):
+            node.metadata_props.pop(key, None)
+    return copy
 
 
 def _history(node: ir.Node) -> list[str]:

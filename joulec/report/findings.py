@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from joulec.report import units
-from joulec.report.terminal import grid
+from joulec.report.terminal import grid, section
 
 MAX_NAMES = 4
 """Names listed of a group; `--json` lists all."""
+
+MAX_STORIES = 8
+"""Nodes told one by one where a name fits several."""
 
 _KINDS = {
     "deviates": "the outputs change",
@@ -69,3 +73,105 @@ def names(given: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(units.safe(name) for name in given[:MAX_NAMES])
     return shown if len(given) <= MAX_NAMES else f"{shown} and {len(given) - MAX_NAMES:,} more"
+
+
+# -- explain --------------------------------------------------------------------------------------------------------
+
+
+def explanation(out: Console, found: Mapping[str, Any], node: str | None = None) -> None:
+    """`explain`: where nodes come from, what would still be done, and what was refused, in groups; or one node's story.
+
+    Args:
+        out: where to print.
+        found: `Explanation.to_json()`.
+        node: what was asked for, None for the whole model.
+    """
+    if node is not None:
+        for story in found["nodes"][:MAX_STORIES]:
+            _story(out, story, found)
+        if len(found["nodes"]) > MAX_STORIES:
+            out.print(f"and {units.plural(len(found['nodes']) - MAX_STORIES, 'more node')} (--json lists all)")
+        return
+    touched = [story for story in found["nodes"] if story["history"]]
+    out.print(Text(f"{units.safe(found['model'])}: {units.plural(len(found['nodes']), 'node')}", style="bold"))
+    if touched:
+        section(
+            out,
+            f"Where {units.plural(len(touched), 'node')} come from; the others are the source model's",
+            _origins(touched),
+        )
+    if found["changes"]:
+        section(out, "What simplify would do", _changes(found["changes"]))
+    if found["refusals"]:
+        section(out, "What nearly matched, and why it was left alone", _refusals(found["refusals"]))
+    if found["undone"]:
+        section(out, "Undone", _undone(found["undone"]))
+    if not (found["changes"] or found["refusals"] or touched):
+        out.print("joulec has not touched it, would change nothing, and nearly matched nothing")
+    for note in found["notes"]:
+        out.print(Text(f"· {units.safe(note, 400)}", style="dim"))
+    out.print(Text("\nWith a node's name: its own story. With --json: everything.", style="dim"))
+
+
+def _origins(stories: Sequence[Mapping[str, Any]]) -> Table:
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for story in stories:
+        groups.setdefault(tuple(story["history"]), []).append(story)
+    table = grid("rewritten by", ">nodes", "*for example")
+    for history, held in sorted(groups.items(), key=lambda item: -len(item[1])):
+        first = held[0]
+        example = f"{units.safe(first['op'])} {units.safe(first['name'])} from {names(first['sources'])}"
+        table.add_row("\n".join(units.safe(entry) for entry in history), str(len(held)), Text(example))
+    return table
+
+
+def _changes(changes: Sequence[Mapping[str, Any]]) -> Table:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for change in changes:
+        groups.setdefault((change["by"], change["rule"]), []).append(change)
+    table = grid("rewrite", ">times", "*at")
+    for (by, rule), held in groups.items():
+        at = [change["node"] or ", ".join(change["removed"][:1]) for change in held]
+        table.add_row(units.safe(f"{by}/{rule}"), str(len(held)), Text(names(at)))
+    return table
+
+
+def _refusals(refusals: Sequence[Mapping[str, Any]]) -> Table:
+    table = grid("rewrite", "why not", ">nodes", "*at")
+    for miss in sorted(refusals, key=lambda miss: -len(miss["nodes"])):
+        reason = Text(units.safe(miss["reason"], 400))
+        table.add_row(
+            units.safe(f"{miss['by']}/{miss['rule']}"), reason, str(len(miss["nodes"])), Text(names(miss["nodes"]))
+        )
+    return table
+
+
+def _undone(undone: Sequence[Mapping[str, Any]]) -> Table:
+    table = grid("", "*")
+    for one in undone:
+        table.add_row(units.safe(one["spelling"]), Text(units.safe(one["reason"], 400)))
+    return table
+
+
+def _story(out: Console, story: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    out.print(Text(f"{units.safe(story['op'])} {units.safe(story['name'])}", style="bold"))
+    table = grid("", "*")
+    table.add_row("computes", Text(names(story["outputs"])))
+    if story["history"]:
+        table.add_row("stands for", Text(", ".join(units.safe(name) for name in story["sources"])))
+        table.add_row("rewritten by", Text("\n".join(units.safe(entry) for entry in story["history"])))
+    else:
+        table.add_row("comes from", "the source model, unchanged")
+    own = {story["name"], *story["becomes"]}
+    if story["removed"] is not None and not story["becomes"]:
+        table.add_row("would go", Text(f"by {units.safe(story['removed'])}"))
+    elif set(story["becomes"]) != {story["name"]}:
+        table.add_row("would become", Text(names(story["becomes"])))
+    for change in found["changes"]:
+        if own & {change["node"], *change["removed"], *change["created"]}:
+            table.add_row("would be done", Text(units.safe(f"{change['by']}/{change['rule']} at {change['node']}")))
+    for miss in found["refusals"]:
+        if own & set(miss["nodes"]):
+            said = f"{units.safe(miss['by'])}/{units.safe(miss['rule'])}: {units.safe(miss['reason'], 400)}"
+            table.add_row("why not", Text(said))
+    out.print(table)
