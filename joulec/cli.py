@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from joulec import __version__
+from joulec import __version__, cli_diagnosis
 from joulec import cli_options as options
+from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
 from joulec.report import units
 
@@ -40,16 +41,12 @@ app = typer.Typer(
 )
 
 
-def _epilog(*lines: str) -> str:
-    return "\n\n".join(lines)
-
-
 class _TeachesPasses(typer.core.TyperCommand):
     """A command whose `--help` ends with the passes that exist, read from the registry only then."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         names = ", ".join(_known_passes(()))
-        self.epilog = _epilog(self.epilog or "", f"Passes for --passes: {names}. More: joulec passes NAME")
+        self.epilog = epilog(self.epilog or "", f"Passes for --passes: {names}. More: joulec passes NAME")
         super().format_help(ctx, formatter)
 
 
@@ -61,7 +58,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(
     invoke_without_command=True,
-    epilog=_epilog(
+    epilog=epilog(
         "joulec optimize model.keras -o build/ --data calib.npz --metric metric.py:accuracy",
         "joulec estimate model.onnx",
         "joulec optimize --help   explains the options, joulec passes lists the passes",
@@ -83,7 +80,7 @@ def _root(
 
 @app.command(
     cls=_TeachesPasses,
-    epilog=_epilog(
+    epilog=epilog(
         "Examples:",
         "joulec optimize model.keras -o build/ --data calib.npz --metric metric.py:accuracy --max-drop 0.5%",
         "joulec optimize model.onnx -o build/ --target cpu --target tensorrt --shape batch=8",
@@ -139,7 +136,7 @@ def optimize(
     with Watcher(quiet=json) as watch:
         result = api.optimize(**chosen, observers=[watch, *dumps], progress=watch)
     if json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     for report in result.reports.values():
         terminal.summary(terminal.console(), report)
@@ -168,13 +165,13 @@ def simplify(
             custom_ops=custom_ops or (), observers=[watch], progress=watch,
         )  # fmt: skip
     if json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         terminal.summary(terminal.console(), report)
 
 
 @app.command(
-    epilog=_epilog(
+    epilog=epilog(
         "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json"
     )
 )
@@ -196,7 +193,7 @@ def estimate(
 
     found = api.estimate(model, target, options.shapes(shape), device, limits=limits, trust_code=trust_code).to_json()
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
 
@@ -230,88 +227,24 @@ def verify(
         custom_ops=custom_ops or (),
     )
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         terminal.comparison(terminal.console(), found.to_json())
     if not found.equal:
         raise typer.Exit(CheckError.exit_code)
 
 
-@app.command(
-    epilog=_epilog("joulec explain smaller.onnx", "joulec explain build/ conv_3", "joulec explain model.onnx --json")
-)
-def explain(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="What simplify or optimize wrote, or a model as it was.")
-    ],
-    node: Annotated[
-        str | None,
-        typer.Argument(metavar="NODE", show_default=False, help="Only this node: its name, or a value it computes."),
-    ] = None,
-    shape: options.Shape = None,
-    json: options.Json = False,
-    trust_code: options.TrustCode = False,
-    custom_ops: options.CustomOps = None,
-    memory_limit: options.MemoryLimit = None,
-    time_limit: options.TimeLimit = None,
-) -> None:
-    """Tell where nodes come from, what the exact passes would do to them, and what nearly matched, and why not."""
-    limits = options.limits(memory_limit, time_limit)
-    from joulec.explaining import explain as tell
-    from joulec.report import findings, terminal
-    from joulec.report.progress import Watcher
+app.command(
+    epilog=epilog("joulec explain smaller.onnx", "joulec explain build/ conv_3", "joulec explain model.onnx --json")
+)(cli_diagnosis.explain)
 
-    with Watcher(quiet=json) as watch:
-        found = tell(
-            model, node, shape=options.shapes(shape), limits=limits, trust_code=trust_code,
-            custom_ops=custom_ops or (), progress=watch,
-        ).to_json()  # fmt: skip
-    if json:
-        _print_json(found)
-    else:
-        findings.explanation(terminal.console(), found, node)
-
-
-@app.command(
-    epilog=_epilog(
+app.command(
+    epilog=epilog(
         "joulec bisect model.onnx --data calib.npz",
         "joulec bisect model.onnx --passes fold-constants,my-pass --plugin my_passes.py -o small.onnx",
         "Exit code 4 and a small model where a pass deviates, 0 where none does.",
     )
-)
-def bisect(
-    model: Annotated[str, typer.Argument(metavar="IN", help="The model, in any format that optimize takes.")],
-    data: options.Data = None,
-    passes: options.Passes = None,
-    plugin: options.Plugin = None,
-    out: options.Minimal = None,
-    target: options.BisectTarget = None,
-    shape: options.Shape = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    trust_code: options.TrustCode = False,
-    custom_ops: options.CustomOps = None,
-    memory_limit: options.MemoryLimit = None,
-    time_limit: options.TimeLimit = None,
-) -> None:
-    """Find the first pass, then the single rewrite, that changes the outputs; write a small model that shows it."""
-    limits = options.limits(memory_limit, time_limit)
-    from joulec.bisecting import bisect as search
-    from joulec.report import findings, terminal
-    from joulec.report.progress import Watcher
-
-    place = Path(f"{Path(model).stem}-minimal.onnx") if out is None else out
-    with Watcher(quiet=json) as watch:
-        found = search(
-            model, data, passes, out=place, plugins=plugin or (), target=target, shape=options.shapes(shape),
-            limits=limits, trust_code=trust_code, custom_ops=custom_ops or (), seed=seed or 0, progress=watch,
-        ).to_json()  # fmt: skip
-    if json:
-        _print_json(found)
-    else:
-        findings.bisection(terminal.console(), found)
-    if found["culprit"] is not None:
-        raise typer.Exit(CheckError.exit_code)
+)(cli_diagnosis.bisect)
 
 
 @app.command(epilog="joulec measure build/ --against model.onnx --data calib.npz")
@@ -348,12 +281,12 @@ def measure(
         )
     )  # fmt: skip
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         terminal.timing(terminal.console(), model, against, found)
 
 
-@app.command(epilog=_epilog("joulec passes", "joulec passes prune-magnitude"))
+@app.command(epilog=epilog("joulec passes", "joulec passes prune-magnitude"))
 def passes(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", show_default=False, help="Explain this pass and its options.")
@@ -388,7 +321,7 @@ def targets() -> None:
     terminal.target_table(terminal.console(), rows)
 
 
-@app.command(epilog=_epilog("joulec devices", "joulec devices h100 --json"))
+@app.command(epilog=epilog("joulec devices", "joulec devices h100 --json"))
 def devices(
     name: Annotated[
         str | None,
@@ -407,13 +340,13 @@ def devices(
     if name is not None:
         found = load_profile(name)
         if json:
-            _print_json(found.to_json())
+            print_json(found.to_json())
         else:
             terminal.device_help(terminal.console(), f"{found.name} ({found.kind})", found.description, found.rows())
         return
     every = [load_profile(one) for one in [*profile_names(), *user_profiles()]]
     if json:
-        _print_json([one.to_json() for one in every])
+        print_json([one.to_json() for one in every])
         return
     rows = [
         (one.name, f"{one.power['static'].value:g} W", f"{one.power['cap'].value:g} W", one.description)
@@ -423,7 +356,7 @@ def devices(
 
 
 @app.command(
-    "calibrate-device", epilog=_epilog("joulec calibrate-device --quick", "joulec estimate model.onnx --shape batch=8")
+    "calibrate-device", epilog=epilog("joulec calibrate-device --quick", "joulec estimate model.onnx --shape batch=8")
 )
 def calibrate_device(
     threads: Annotated[
@@ -453,7 +386,7 @@ def calibrate_device(
         found = calibrate_cpu(threads, quick, name, watch)
     place = write_profile(found.profile, out)
     if json:
-        _print_json({"profile": str(place), **found.to_json()})
+        print_json({"profile": str(place), **found.to_json()})
     else:
         terminal.calibrated(terminal.console(), place, found)
 
@@ -470,14 +403,6 @@ def _providers() -> list[str]:
     except ImportError:
         return []
     return list(onnxruntime.get_available_providers())
-
-
-def _print_json(found: Any) -> None:
-    import json
-
-    from joulec.report.data import plain
-
-    sys.stdout.write(json.dumps(plain(found), indent=2, allow_nan=False) + "\n")
 
 
 # -- errors and exit codes ------------------------------------------------------------------------------------------

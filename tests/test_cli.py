@@ -120,6 +120,7 @@ def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
         "optimize", "simplify", "estimate", "verify", "explain", "bisect", "measure", "passes", "targets", "devices",
+        "calibrate-device",
     ]  # fmt: skip
 
 
