@@ -45,9 +45,7 @@ def bisection(out: Console, found: Mapping[str, Any]) -> None:
 
 
 def _facts(found: Mapping[str, Any], culprit: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        ("pass", f"number {culprit['index']}; the {units.plural(culprit['index'] - 1, 'pass', 'passes')} before hold")
-    ]
+    rows = [("pass", f"number {culprit['index']}; with the {culprit['index'] - 1} before it all holds")]
     if culprit["rewrite"] is not None:
         rows.append(
             ("rewrite", f"number {culprit['rewrite']} of {culprit['rewrites']}; with those before it all holds")
