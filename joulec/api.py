@@ -16,7 +16,7 @@ from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for, s
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
-from joulec.energy import EnergyModel, Estimate, load_profile
+from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
@@ -282,10 +282,10 @@ def estimate(
         model: anything `optimize` takes, or an artefact directory.
         target: whose kernels run it.
         shape: sizes of symbolic dimensions; those left open count as 1 and are named in `assumed`.
-        device: a device profile's name or file; the target's default otherwise.
+        device: a device profile's name or file; otherwise one calibrated on this CPU, or the target's default.
     """
     one = backend(target)
-    profile = load_profile(device or one.target.device)
+    profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     return EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)  # lowered for this only
 

@@ -13,11 +13,11 @@ import joulec
 from joulec import decisions as recording
 from joulec import describe
 from joulec.accuracy import FidelityJudge, Judge, MetricJudge
-from joulec.backends import Backend, artefact
+from joulec.backends import Backend, artefact, backend
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
-from joulec.energy import EnergyModel, load_profile
+from joulec.energy import EnergyModel, profile_for
 from joulec.energy.bind import bind
 from joulec.errors import CheckError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
@@ -84,7 +84,8 @@ class Request:
                 "metric": None if self.metric is None else load_metric(self.metric).source,
                 "orders": [passes, *dataclasses.astuple(dataclasses.replace(self.orders, passes=None))],
                 "shapes": sorted((name, str(size)) for name, size in self.shapes.items()),
-                "options": [target, self.threads, self.seed, self.device, self.trust_code],
+                "options": [target, self.threads, self.seed, self.trust_code],
+                "device": profile_for(self.device, backend(target).target.device, self.threads).to_json(),
                 "code": [file_fingerprint(file) for file in self._code_files()],
             }
         )
@@ -123,7 +124,7 @@ class Build:
         """Compile for one target and write the artefact."""
         base = self.lowered.module
         inputs = self._inputs(base, one)
-        energy = EnergyModel(load_profile(self.request.device or one.target.device), one.target.name)
+        energy = EnergyModel(profile_for(self.request.device, one.target.device, self.request.threads), one.target.name)
         recorded = self._recorded(key, one.target.name)
         compiler = Compiler(
             base, one, self.request.orders, inputs, self.runner, energy, self.request.threads, recorded,

@@ -6,13 +6,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from joulec.errors import InputError
+from joulec.ir.machine import cpu
 
 PACKAGES = tuple("joulec numpy onnx onnx-ir onnxruntime onnxruntime-gpu tensorflow tf2onnx keras torch".split())
 
@@ -64,21 +64,3 @@ def source() -> str:
         if file.is_file() and file.suffix != ".pyc":
             digest.update(str(file.relative_to(root)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-@cache
-def cpu() -> dict[str, Any]:
-    """What measurement depends on: the CPU's model, its features, and how many cores this process may use."""
-    info = _cpuinfo()
-    flags = hashlib.sha256(info.get("flags", "").encode()).hexdigest()[:16]
-    model = info.get("model name", platform.processor())
-    return {"machine": platform.machine(), "model": model, "features": flags, "cores": len(os.sched_getaffinity(0))}
-
-
-def _cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
-    lines = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in lines}

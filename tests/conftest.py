@@ -11,6 +11,12 @@ import pytest
 from joulec.ir.module import Module
 
 
+@pytest.fixture(autouse=True)
+def no_profiles_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile that somebody calibrated on this machine must not price the tests' models."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+
+
 @pytest.fixture
 def parse() -> Callable[..., Module]:
     """Make a module from a graph in ONNX text form: `parse("agraph (float[N] x) => (float[N] y) { y = Relu(x) }")`."""

@@ -15,7 +15,7 @@ FLOORS = {
     "ir": 1,
     "shapespec": 1,
     "config": 1,
-    "key": 1,
+    "key": 2,
     "energy": 2,
     "data": 2,
     "passes": 3,

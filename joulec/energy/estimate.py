@@ -29,9 +29,10 @@ class Energy:
     tier: Tier
 
     @classmethod
-    def of(cls, joules: float, tier: Tier) -> Energy:
-        """Joules with the interval of their tier."""
-        return cls(joules, joules / SPREAD[tier], joules * SPREAD[tier], tier)
+    def of(cls, joules: float, tier: Tier, spread: float = 1.0) -> Energy:
+        """Joules with the interval of their tier, or a wider one where `spread` is known to be larger."""
+        factor = max(SPREAD[tier], spread)
+        return cls(joules, joules / factor, joules * factor, tier)
 
     @classmethod
     def unknown(cls, tier: Tier = "estimated") -> Energy:
@@ -91,6 +92,8 @@ class Estimate:
         notes: what else a reader must know (costlier branch taken, inference failed).
         terms: energy term -> amount, for `compare`.
         coefficients: energy term -> joules per unit, with its interval.
+        features: kernel family -> operations, bytes, bytes beyond the cache, launches: what a measured profile's time
+            is a sum of.
     """
 
     total_joules: float
@@ -106,6 +109,7 @@ class Estimate:
     notes: tuple[str, ...] = ()
     terms: Mapping[str, float] = field(default_factory=dict, repr=False)
     coefficients: Mapping[str, Bounds] = field(default_factory=dict, repr=False)
+    features: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
 
     @property
     def joules_per_sample(self) -> float | None:

@@ -21,7 +21,7 @@ from joulec.energy.estimate import (
 from joulec.energy.functions import inline_functions
 from joulec.energy.kernel import Plan
 from joulec.energy.kernels import plan_kernels
-from joulec.energy.price import Price, Rates, price, resident_share
+from joulec.energy.price import Price, Rates, dram_bytes, kernel_features, price, resident_share
 from joulec.energy.profile import DeviceProfile
 from joulec.energy.trips import Body, bodies
 from joulec.energy.view import Sizes, Unpriced
@@ -157,12 +157,23 @@ class _Run:
             return self._unknown(node, path, str(error) or type(error).__name__)
         seconds = self.seconds.get(name)
         paid = price(work, self.rates, self.resident, seconds)
-        tier: Tier = "estimated" if seconds is None else "calibrated"
+        laws = self.rates.laws
+        known = seconds is not None or work.family in laws or (bool(laws) and not work.launches)
+        tier: Tier = "calibrated" if known else "estimated"
+        spread = self._spread() if seconds is None and tier == "calibrated" else 1.0
         told = NodeEnergy(
-            name, node.op_type, Energy.of(paid.joules * repeats, tier), work.operations * repeats,
+            name, node.op_type, Energy.of(paid.joules * repeats, tier, spread), work.operations * repeats,
             work.bytes * repeats, work.kernel, node.domain, paid.seconds * repeats, repeats,
         )  # fmt: skip
-        return _Priced(told, {term: amount * repeats for term, amount in paid.terms.items()})
+        dram = dram_bytes(work, self.rates.cache_size, self.resident)
+        features = {name: amount * repeats for name, amount in kernel_features(work, dram).items()}
+        terms = {term: amount * repeats for term, amount in paid.terms.items()}
+        return _Priced(told, terms, work.family, features if work.launches else {})
+
+    def _spread(self) -> float:
+        """How far the profile's fitted times may be off."""
+        made = self.rates.profile.calibration
+        return 1.0 if made is None else made.spread
 
     def _unknown(self, node: ir.Node, path: str, why: str) -> _Priced:
         return _Priced(NodeEnergy(path + _name(node), node.op_type, Energy.unknown(), None, None, why, node.domain), {})
@@ -183,14 +194,30 @@ class _Run:
         others = [one for pair in priced if pair is not costly for one in pair[1] if one.told.energy.joules is None]
         return costly[1] + others
 
+    def _start(self) -> list[_Priced]:
+        seconds = self.rates.laws.get("run", {}).get("launch", 0.0)
+        if not seconds:
+            return []
+        term = "static:kernels:run"
+        joules = seconds * self.rates.bounds(term).value
+        energy = Energy.of(joules, "calibrated", self._spread())
+        told = NodeEnergy("(start of a run)", "Run", energy, 0, 0, "run", seconds=seconds)
+        return [_Priced(told, {term: seconds})]
+
     def total(self, nodes: list[_Priced], assumed: list[str], samples: int | None) -> Estimate:
-        """Sum up."""
+        """Sum up, with what starting the run costs where the profile knows it."""
+        nodes = [*nodes, *self._start()]
         told = tuple(one.told for one in nodes)
         known = [(n.energy.joules, n.energy.low, n.energy.high) for n in told if n.energy.joules is not None]
         terms: dict[str, float] = {}
         for one in nodes:
             for term, amount in one.terms.items():
                 terms[term] = terms.get(term, 0.0) + amount
+        features: dict[str, dict[str, float]] = {}
+        for one in nodes:
+            mine = features.setdefault(one.family, {})
+            for name, amount in one.features.items():
+                mine[name] = mine.get(name, 0.0) + amount
         tiers = [n.energy.tier for n in told if n.energy.joules]
         return Estimate(
             total_joules=sum(j or 0.0 for j, _, _ in known),
@@ -206,6 +233,7 @@ class _Run:
             notes=tuple(self.notes),
             terms=terms,
             coefficients={term: self.rates.bounds(term) for term in terms},
+            features={family: amounts for family, amounts in features.items() if amounts},
         )
 
 
@@ -215,6 +243,8 @@ class _Priced:
 
     told: NodeEnergy
     terms: Mapping[str, float]
+    family: str = ""
+    features: Mapping[str, float] = field(default_factory=dict)
 
 
 def _joules(nodes: list[_Priced]) -> float:

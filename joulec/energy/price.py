@@ -57,6 +57,9 @@ class Rates:
         self.cache_size = memory["cache_size"].value
         self.bandwidth = {name: memory[f"{name}_bandwidth"].value for name in ("dram", "cache")}
         self.launch_time = profile.launch["time"].value
+        self.laws = {
+            family: {name: one.value for name, one in law.items()} for family, law in profile.kernels.items()
+        }
         self.efficiency = {f"static:{kind}": _efficiency(profile, kind).value for kind in _BOUNDS}
 
     def bounds(self, term: str) -> Bounds:
@@ -126,6 +129,10 @@ def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float
     if seconds is not None:
         _add(terms, "static:measured", seconds)
         return seconds
+    if (law := rates.laws.get(work.family)) is not None:
+        seconds = sum(law.get(name, 0.0) * amount for name, amount in kernel_features(work, dram).items())
+        _add(terms, f"static:kernels:{work.family}", seconds)
+        return seconds
     candidates = [
         _compute_seconds(work, rates),
         {"static:dram": dram / rates.bandwidth["dram"]},
@@ -137,6 +144,11 @@ def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float
         _add(terms, name, amount)
     _add(terms, "static:launch", work.launches)
     return times[bound] + work.launches * rates.launch_time
+
+
+def kernel_features(work: Work, dram: float) -> dict[str, float]:
+    """What the time of a kernel is a sum of (`profile.KERNEL_UNITS`), with `dram` bytes that miss the last cache."""
+    return {"operation": work.operations, "byte": work.bytes, "dram_byte": dram, "launch": work.launches}
 
 
 def _compute_seconds(work: Work, rates: Rates) -> dict[str, float]:
@@ -166,6 +178,9 @@ def coefficient(profile: DeviceProfile, term: str) -> Bounds:
     power = profile.power["static"]
     if key == "measured":
         return _scale(power, 1.0)
+    if key.startswith("kernels:") and profile.calibration is not None:
+        spread = profile.calibration.spread
+        return Bounds(power.value, power.low / spread, power.high * spread)
     if key == "launch":
         return _product(power, profile.launch["time"])
     share = _efficiency(profile, term)

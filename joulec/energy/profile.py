@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from joulec.energy.families import FAMILIES
 from joulec.errors import InputError
 
 MAX_PROFILE_BYTES = 256 * 1024
@@ -43,6 +44,25 @@ _REQUIRED: Mapping[str, Mapping[str, str]] = {
     "efficiency": {"matrix": "1", "vector": "1", "memory": "1"},
 }  # fmt: skip
 _HEAD = {"name", "description", "kind", "cores", "features"}
+KERNEL_UNITS: Mapping[str, str] = {"operation": "s/op", "byte": "s/B", "dram_byte": "s/B", "launch": "s"}
+"""What the time of a kernel is a sum of, in a measured profile; what is left out is zero."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where a profile's kernel times come from.
+
+    Attributes:
+        machine: the CPU that was measured, as `joulec.key.cpu` names it.
+        threads: intra-op threads.
+        runtime: name and version of what ran.
+        spread: 95 % of the ladder's times lie within predicted / spread to predicted * spread.
+    """
+
+    machine: str
+    threads: int
+    runtime: str
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,9 @@ class DeviceProfile:
         launch: energy (J) and time (s) per kernel started.
         power: static power (W) and the cap (W) that no operator exceeds.
         efficiency: the share of peak that kernels reach: `matrix`, `vector`, and `memory` of bandwidths.
+        kernels: kernel family -> measured time per operation, byte, byte beyond the cache, and launch; a family that
+            is not here follows the roofline.
+        calibration: where and how `kernels` were measured; None where they were not.
     """
 
     name: str
@@ -74,6 +97,8 @@ class DeviceProfile:
     efficiency: Mapping[str, Coefficient]
     cores: int | None = None
     features: tuple[str, ...] = ()
+    kernels: Mapping[str, Mapping[str, Coefficient]] = field(default_factory=dict)
+    calibration: Calibration | None = None
     _found: dict[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
     def resolve(self, table: str, kind: str) -> str:
@@ -104,21 +129,29 @@ class DeviceProfile:
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """(coefficient, value, range, unit, source) of every number."""
+        measured = {f"kernels.{family}": law for family, law in self.kernels.items()}
         return [
             (f"{table}.{key}", f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}", one.unit, one.source)
-            for table, group in self.tables().items()
+            for table, group in (self.tables() | measured).items()
             for key, one in group.items()
         ]
 
     def to_json(self) -> dict[str, Any]:
         """The profile as JSON, in the form of its file."""
         head = {"name": self.name, "description": self.description, "kind": self.kind}
-        groups = {table: {key: asdict(one) for key, one in group.items()} for table, group in self.tables().items()}
+        groups: dict[str, Any] = {
+            table: {key: asdict(one) for key, one in group.items()} for table, group in self.tables().items()
+        }
+        if self.calibration is not None:
+            groups["calibration"] = asdict(self.calibration)
+            groups["kernels"] = {
+                family: {key: asdict(one) for key, one in law.items()} for family, law in self.kernels.items()
+            }
         return {**head, "cores": self.cores, "features": list(self.features), **groups}
 
     def with_cores(self, cores: int) -> DeviceProfile:
         """The same CPU with `cores` of its cores: powers, peaks, bandwidths and cache in proportion."""
-        if self.cores is None or cores < 1:
+        if self.cores is None or cores < 1 or self.calibration is not None:
             raise InputError(f"device profile '{self.name}' is not given per core")
         share = cores / self.cores
         sized = {k: _scaled(c, share) if c.unit in ("B/s", "B") else c for k, c in self.memory.items()}
@@ -213,7 +246,7 @@ def _shipped(name: str) -> bytes:
 
 
 def _build(table: dict[str, Any], where: str) -> DeviceProfile:
-    _only(table, _HEAD | {"energy", "peak", *_REQUIRED}, where, "")
+    _only(table, _HEAD | {"energy", "peak", "kernels", "calibration", *_REQUIRED}, where, "")
     groups: dict[str, Any] = {name: _group(table, name, where) for name in ("energy", "peak", *_REQUIRED)}
     for name in ("energy", "peak"):
         if "fp32" not in groups[name]:
@@ -222,8 +255,40 @@ def _build(table: dict[str, Any], where: str) -> DeviceProfile:
         raise InputError(f"{where}: power.cap must be above power.static")
     return DeviceProfile(
         name=_text(table, "name", where), description=_text(table, "description", where), kind=_kind(table, where),
-        cores=_cores(table, where), features=_features(table, where), **groups,
+        cores=_cores(table, where), features=_features(table, where), kernels=_kernels(table, where),
+        calibration=_calibration(table, where), **groups,
     )  # fmt: skip
+
+
+def _kernels(table: Mapping[str, Any], where: str) -> dict[str, dict[str, Coefficient]]:
+    laws = table.get("kernels", {})
+    if not isinstance(laws, dict) or not all(isinstance(law, dict) and law for law in laws.values()):
+        raise InputError(f"{where}: [kernels] must hold one table a family")
+    if laws and "calibration" not in table:
+        raise InputError(f"{where}: [kernels] needs a table [calibration], which says where they were measured")
+    _only(laws, set(FAMILIES), where, "kernels.")
+    found: dict[str, dict[str, Coefficient]] = {}
+    for family, law in laws.items():
+        _only(law, set(KERNEL_UNITS), where, f"kernels.{family}.")
+        found[family] = {
+            key: _coefficient(entry, f"kernels.{family}.{key}", where, KERNEL_UNITS[key]) for key, entry in law.items()
+        }
+    return found
+
+
+def _calibration(table: Mapping[str, Any], where: str) -> Calibration | None:
+    entry = table.get("calibration")
+    if entry is None:
+        return None
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: [calibration] must be a table")
+    _only(entry, {"machine", "threads", "runtime", "spread"}, where, "calibration.")
+    threads, spread = entry.get("threads"), entry.get("spread")
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InputError(f"{where}: calibration.threads must be a whole number of at least 1")
+    if not isinstance(spread, int | float) or isinstance(spread, bool) or not 1 < spread < 100:
+        raise InputError(f"{where}: calibration.spread must be a number above 1")
+    return Calibration(_text(entry, "machine", where), threads, _text(entry, "runtime", where), float(spread))
 
 
 def _only(table: Mapping[str, Any], allowed: set[str], where: str, inside: str) -> None:

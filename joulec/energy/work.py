@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from joulec.energy.constants import Constants
+from joulec.energy.families import family_of
 from joulec.energy.kernel import Kernel
 from joulec.energy.ops_linear import REQUANTIZE
 from joulec.energy.table import FORMULAS, Formula, formula_of
@@ -26,6 +27,7 @@ class Work:
         output_bytes: bytes written.
         launches: kernels started.
         kernel: what runs, e.g. `QLinearConv`, or why nothing does, e.g. `folded at load`.
+        family: the kernels whose time follows the same law (`joulec.energy.families`).
     """
 
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Work:
     output_bytes: int = 0
     launches: int = 0
     kernel: str = ""
+    family: str = "other"
 
     @property
     def bytes(self) -> int:
@@ -61,7 +64,9 @@ def work_of(node: ir.Node, kernel: Kernel, sizes: Sizes, constants: Constants) -
     cost = formula(view)
     weights, activations = _read(cost, kernel, sizes, constants)
     written = cost.write if cost.write is not None else sum(sizes.nbytes(value) for value in kernel.writes)
-    return Work(_all_flops(cost, view, kernel, sizes), weights, activations, written, 1, kernel.name)
+    done = _all_flops(cost, view, kernel, sizes)
+    op = node.op_type if kernel.formula is None else kernel.formula[1]
+    return Work(done, weights, activations, written, 1, kernel.name, family_of(op, view, "int8-matrix" in done))
 
 
 def _formula(node: ir.Node, kernel: Kernel) -> Formula | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from joulec.energy import Calibrated
 from joulec.report import units, words
 from joulec.report.data import Decision, EnergyChange, Report, StepReport
 
@@ -300,6 +302,19 @@ def device_help(out: Console, head: str, text: str, rows: Sequence[tuple[str, st
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
+
+
+def calibrated(out: Console, place: Path, found: Calibrated) -> None:
+    """`calibrate-device`: how good the profile is, and where it lies."""
+    made = found.profile.calibration
+    out.print(Text(f"{found.profile.name}: {found.rungs} microbenchmarks in {found.seconds:.0f} s", style="bold"))
+    out.print(f"families of kernels   {len(found.profile.kernels)}")
+    out.print(f"median error          {found.median_error:.1%}, each predicted by a fit of the others")
+    if made is not None:
+        out.print(f"95 % of times within  a factor of {made.spread:.2f}")
+    if found.unstable:
+        out.print(f"unstable              its speed changed by {found.drift:.0%} meanwhile; repeat when it is idle")
+    out.print(f"written to            {units.safe(str(place))}")
 
 
 def documentation(kind: type) -> str:

@@ -11,7 +11,7 @@ from joulec.report.data import Accuracy, Decision, EnergyChange, Latency, Report
 
 TIER_WORDS = {
     "measured": "measured: a hardware counter's reading on this machine, split over the operators",
-    "calibrated": "calibrated: measured time of each operator, power of the device's class",
+    "calibrated": "calibrated: times measured on this device or fitted to some that were, power of the device's class",
     "estimated": "estimated: arithmetic and bytes from the graph, coefficients of the device's class; nothing was run",
 }
 

@@ -1,0 +1,39 @@
+"""This machine, as far as what is measured on it depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def cpu() -> dict[str, Any]:
+    """What measurement depends on: the CPU's model, its features, and how many cores this process may use."""
+    info = _cpuinfo()
+    flags = hashlib.sha256(info.get("flags", "").encode()).hexdigest()[:16]
+    model = info.get("model name", platform.processor())
+    return {"machine": platform.machine(), "model": model, "features": flags, "cores": len(os.sched_getaffinity(0))}
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def cpu_name() -> str:
+    """The CPU as one text: model, a hash of its features, and the cores that this process may use."""
+    found = cpu()
+    return f"{found['model']} ({found['machine']}, features {found['features']}, {found['cores']} cores)"
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that Linux lists for this CPU; empty where it lists none."""
+    return frozenset(_cpuinfo().get("flags", "").split())
