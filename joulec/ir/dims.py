@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from joulec.ir.symbolic import Element, Expr, Symbols
+from joulec.ir.symbolic import Element, Expr, Symbols, vanishes_with
 from joulec.ir.values import attribute, constant, input_at
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def _reshape(node: ir.Node, facts: ShapeFacts) -> Found:
             return None
         elements = known.elements
     allow = bool(attribute(node, "allowzero", 0))
-    found = [_target_dim(node, facts, dims, i, e, allow) for i, e in enumerate(elements)]
+    fits = -1 in elements and not allow
+    found = [_target_dim(node, facts, dims, i, e, allow, fits) for i, e in enumerate(elements)]
     others = [dim for dim in found if dim is not None]
     if len(others) == len(found) - 1 and -1 in elements and dims is not None:
         whole, rest = facts.symbols.product(dims), facts.symbols.product(others)
@@ -152,19 +153,22 @@ def _reshape(node: ir.Node, facts: ShapeFacts) -> Found:
 
 
 def _target_dim(
-    node: ir.Node, facts: ShapeFacts, dims: Dims | None, index: int, element: Element, allow: bool
+    node: ir.Node, facts: ShapeFacts, dims: Dims | None, index: int, element: Element, allow: bool, fits: bool
 ) -> Element | None:
     """What an element of a Reshape's target makes; None for -1.
 
-    A computed element that turns out 0 copies a dimension where zeros are not allowed. It is taken at its word all the
-    same: the sizes only agree if the tensor is empty, and then it differs only where two sizes are 0 at once.
+    A computed element that turns out 0 copies a dimension where zeros are not allowed. Beside a -1, which then fits
+    something else, it is taken at its word only where what it copies is 0 too. Without a -1 it always is: sizes agree
+    only if the tensor is empty, and then it differs only where two sizes are 0 at once.
     """
     if isinstance(element, int):
         if element == 0 and not allow:
             copied = None if dims is None or index >= len(dims) else dims[index]
             return facts.unknown(node.outputs[0], index) if copied is None else copied
         return None if element == -1 else element
-    return element if facts.symbols.is_size(element) else facts.unknown(node.outputs[0], index)
+    copied = None if dims is None or index >= len(dims) else dims[index]
+    kept = not fits or (copied is not None and vanishes_with(copied, element))
+    return element if kept and facts.symbols.is_size(element) else facts.unknown(node.outputs[0], index)
 
 
 def _concat(node: ir.Node, facts: ShapeFacts) -> Found:

@@ -448,7 +448,8 @@ def reshape_target(data: Dims, target: Sequence[Element], result: Dims | None, a
     if None in found:
         return None
     whole = [e for e in found if e is not None]
-    given = -1 in target and found[list(target).index(-1)] == -1
+    # where a 0 means an empty dimension, runtimes fit the -1 from the others, and can
+    given = not allow_zero and -1 in target and found[list(target).index(-1)] == -1
     if whole.count(-1) > 1 or (-1 in whole and 0 in whole and not given):
         return None
     return whole

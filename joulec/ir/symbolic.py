@@ -169,6 +169,16 @@ class Symbols:
         return any(bound is not None and bound >= by for bound in bounds)
 
 
+def vanishes_with(one: Element, other: Element) -> bool:
+    """Whether `one` is certainly 0 wherever `other` is: equal, or every product in it has all atoms of `other`."""
+    if one == other or one == 0:
+        return True
+    if isinstance(one, int) or isinstance(other, int) or len(other.terms) != 1:
+        return False
+    needed = set(other.terms[0][0])
+    return all(needed <= set(term) for term, _ in one.terms)
+
+
 def _terms(element: Element) -> tuple[tuple[Term, int], ...]:
     return (((), element),) if isinstance(element, int) else element.terms
 

@@ -8,10 +8,11 @@ from joulec.passes.eliminate_dead_code import EliminateDeadCode
 from joulec.passes.eliminate_identity import EliminateIdentity
 from joulec.passes.fold_constants import FoldConstants
 from joulec.passes.fuse_affine import FuseAffine
-from joulec.passes.fuse_gather import FuseGather
 from joulec.passes.fuse_gemm import FuseGemm
 from joulec.passes.fuse_pad import FusePad
 from joulec.passes.fuse_transpose import FuseTranspose
+from joulec.passes.simplify_movement import SimplifyMovement
+from joulec.passes.simplify_shapes import SimplifyShapes
 
 
 def exact_passes() -> list[Pass]:
@@ -19,10 +20,12 @@ def exact_passes() -> list[Pass]:
     return [
         FoldConstants(),
         EliminateIdentity(),
+        SimplifyShapes(),
+        EliminateDeadCode(),  # what asked for a size that is known now must not look like a user to what follows
+        SimplifyMovement(),
         EliminateCommonSubexpressions(),
         FuseTranspose(),
         EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
-        FuseGather(),
         FusePad(),
         FuseAffine(),
         FuseGemm(),
