@@ -8,6 +8,7 @@ from joulec.passes.eliminate_dead_code import EliminateDeadCode
 from joulec.passes.eliminate_identity import EliminateIdentity
 from joulec.passes.fold_constants import FoldConstants
 from joulec.passes.fuse_affine import FuseAffine
+from joulec.passes.fuse_gather import FuseGather
 from joulec.passes.fuse_gemm import FuseGemm
 from joulec.passes.fuse_pad import FusePad
 from joulec.passes.fuse_transpose import FuseTranspose
@@ -26,6 +27,7 @@ def exact_passes() -> list[Pass]:
         EliminateCommonSubexpressions(),
         FuseTranspose(),
         EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
+        FuseGather(),
         FusePad(),
         FuseAffine(),
         FuseGemm(),
