@@ -60,7 +60,7 @@ def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Aff
         Refused: it is one in principle, but not per channel, or in training mode.
     """
     if node.op_type == "BatchNormalization":
-        return _batch_normalization(node, data, axis)
+        return _batch_normalization(node, data, axis, dims)
     operands = [value for value in node.inputs if value is not data]
     if len(node.inputs) != 2 or len(operands) != 1 or node.attributes:  # before opset 7, `axis` aligned the operands
         return None
@@ -83,10 +83,10 @@ def affine_of(node: ir.Node, data: ir.Value, axis: int, dims: int | None) -> Aff
             return Affine(1.0 / vector, zero)
 
 
-def _batch_normalization(node: ir.Node, data: ir.Value, axis: int) -> Affine | None:
+def _batch_normalization(node: ir.Node, data: ir.Value, axis: int, least: int | None) -> Affine | None:
     if node.inputs[0] is not data:
         return None
-    dims = rank(data)
+    dims = least if rank(data) is None else rank(data)  # behind a Conv of unknown input the rank is the weight's
     if dims is None or axis != 1 - dims:
         raise Refused("BatchNormalization normalizes axis 1, which is not the channel axis here")
     if attribute(node, "training_mode", 0) or len(node.outputs) > 1:  # before opset 14 the outputs say so, used or not

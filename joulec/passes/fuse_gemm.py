@@ -10,8 +10,8 @@ from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant_tensor, input_at, rank, sole_consumer, static_shape
+from joulec.passes._linear import FLOATS
 from joulec.passes.base import Context, RulePass
-from joulec.passes.fuse_affine import FLOATS
 
 
 @dataclass(frozen=True)

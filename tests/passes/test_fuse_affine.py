@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fusion_kit import build, fuse, numbers, ops, run, unchanged
 
-from joulec.passes.fuse_affine import MAX_FUSIONS, FuseAffine
+from joulec.passes._linear import MAX_FUSIONS
+from joulec.passes.fuse_affine import FuseAffine
 
 C = {"s": numbers(6, 1, 1, seed=1), "t": numbers(6, 1, 1, seed=2), "w": numbers(6, 4, 3, 3), "b": numbers(6)}
 X = "(float[N,4,8,8] x) => (float[N,6,p,q] y)"
