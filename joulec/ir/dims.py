@@ -158,8 +158,8 @@ def _target_dim(
     """What an element of a Reshape's target makes; None for -1.
 
     A computed element that turns out 0 copies a dimension where zeros are not allowed. Beside a -1, which then fits
-    something else, it is taken at its word only where what it copies is 0 too. Without a -1 it always is: sizes agree
-    only if the tensor is empty, and then it differs only where two sizes are 0 at once.
+    something else, it is taken at its word only where that cannot be, or what it copies is 0 too. Without a -1 it
+    always is: sizes agree only if the tensor is empty, and then it differs only where two sizes are 0 at once.
     """
     if isinstance(element, int):
         if element == 0 and not allow:
@@ -167,7 +167,8 @@ def _target_dim(
             return facts.unknown(node.outputs[0], index) if copied is None else copied
         return None if element == -1 else element
     copied = None if dims is None or index >= len(dims) else dims[index]
-    kept = not fits or (copied is not None and vanishes_with(copied, element))
+    positive = (facts.symbols.least(element) or 0) > 0
+    kept = not fits or positive or (copied is not None and vanishes_with(copied, element))
     return element if kept and facts.symbols.is_size(element) else facts.unknown(node.outputs[0], index)
 
 

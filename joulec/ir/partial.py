@@ -11,7 +11,7 @@ values and outputs is not believed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from joulec.ir import dims, walk
 from joulec.ir.dims import Dims
 from joulec.ir.module import Module
-from joulec.ir.symbolic import MAX_NUMBER, Element, Expr, Symbols
+from joulec.ir.symbolic import MAX_NUMBER, Element, Expr, Symbols, vanishes_with
 from joulec.ir.values import attribute, constant, constant_tensor
 
 MAX_ELEMENTS = 64
@@ -61,9 +61,48 @@ class ShapeFacts:
         """Sweep over all graphs of `module`."""
         named = (dim.value for value in module.graph.inputs for dim in value.shape or () if not isinstance(dim, int))
         found = cls(inputs=frozenset(name for name in named if name is not None and _is_name(name)))
-        for graph in [module.graph, *(function.graph for function in module.model.functions.values())]:
-            found._sweep(graph, module.graph)
+        found._all(module)
+        if found._assume_success(module.graph):
+            found.facts.clear()
+            found.shapes.clear()
+            found._all(module)
         return found
+
+    def _all(self, module: Module) -> None:
+        for graph in [module.graph, *(function.graph for function in module.model.functions.values())]:
+            self._sweep(graph, module.graph)
+
+    def _assume_success(self, main: ir.Graph) -> bool:
+        """Take sizes to be positive without which a Reshape that always runs would fail; whether that is news.
+
+        Where such a size is 0 the model stops with an error, so a rewrite may do there what it likes.
+        """
+        needed = [(node, element) for node in main for element in self._nonzero(node)]
+        if not needed:
+            return False
+        live = _live(main)
+        news = [self.symbols.assume_positive(element) for node, element in needed if id(node) in live]
+        return any(news)
+
+    def _nonzero(self, node: ir.Node) -> Sequence[Element]:
+        """The elements of a Reshape's target that must not be 0: those with nothing to copy, and those beside a -1 with
+        nothing but a 0 to copy."""
+        if not walk.is_onnx(node, "Reshape") or len(node.inputs) < 2:
+            return ()
+        zero = node.attributes.get("allowzero")
+        if zero is not None and (zero.is_ref() or zero.as_int()):
+            return ()
+        known, data = self.facts.get(id(node.inputs[1])), self.shape(node.inputs[0])
+        if known is None or known.rank != 1 or not all(e == -1 or self.symbols.is_size(e) for e in known.elements):
+            return ()
+        if data is None:
+            return ()
+        fits = -1 in known.elements
+        pairs = [(e, data[i] if i < len(data) else None) for i, e in enumerate(known.elements)]
+        return [
+            element for element, copied in pairs
+            if isinstance(element, Expr) and (copied is None or (fits and vanishes_with(copied, element)))
+        ]  # fmt: skip
 
     # -- questions ------------------------------------------------------------------------------------------
 
@@ -177,6 +216,28 @@ class ShapeFacts:
 
     def _is_outer(self, found: Dims) -> bool:
         return all(isinstance(dim, int) for dim in found)
+
+
+def _live(graph: ir.Graph) -> set[int]:
+    """The ids of the nodes of `graph` that an output depends on; what depends on none does not run."""
+    found: set[int] = set()
+    stack = [value.producer() for value in graph.outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in found:
+            continue
+        found.add(id(node))
+        inner = (user for body in walk.subgraphs(node) for user in _all_nodes(body))
+        stack += [value.producer() for user in (node, *inner) for value in user.inputs if value is not None]
+        stack += [value.producer() for body in walk.subgraphs(node) for value in body.outputs]
+    return found
+
+
+def _all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    for node in graph:
+        yield node
+        for inner in walk.subgraphs(node):
+            yield from _all_nodes(inner)
 
 
 def _guarded(rule: Callable[[ir.Node, ShapeFacts], Any] | None, node: ir.Node, facts: ShapeFacts) -> Any:
@@ -428,18 +489,21 @@ _RULES: dict[str, Callable[[ir.Node, ShapeFacts], Known | None]] = {
 }
 
 
-def reshape_target(data: Dims, target: Sequence[Element], result: Dims | None, allow_zero: bool) -> list[int] | None:
+def reshape_target(
+    symbols: Symbols, data: Dims, target: Sequence[Element], result: Dims | None, allow_zero: bool
+) -> list[int] | None:
     """The constant target (for `allowzero` 0) that does what a partly known one does: 0 keeps a dimension, -1 fits one.
 
     Args:
+        symbols: knows which sizes are positive.
         data: the dimensions of what is reshaped.
         target: the elements of the target.
         result: the dimensions of the result, which may say what a -1 comes to.
         allow_zero: whether a 0 in `target` means an empty dimension.
 
     Returns:
-        None where more than one element stays unknown. A fitted -1 beside a kept 0 is not taken either, unless the
-        target itself held the -1: with a dimension of size zero it could not be fitted.
+        None where more than one element stays unknown. A fitted -1 beside a kept size that may be 0 is not taken
+        either, unless the target itself held the -1: it could not be fitted there.
     """
     if any(isinstance(e, int) and e < -1 for e in target):
         return None
@@ -450,9 +514,15 @@ def reshape_target(data: Dims, target: Sequence[Element], result: Dims | None, a
     whole = [e for e in found if e is not None]
     # where a 0 means an empty dimension, runtimes fit the -1 from the others, and can
     given = not allow_zero and -1 in target and found[list(target).index(-1)] == -1
-    if whole.count(-1) > 1 or (-1 in whole and 0 in whole and not given):
+    if whole.count(-1) > 1 or (-1 in whole and not given and not fits_beside(symbols, data, whole)):
         return None
     return whole
+
+
+def fits_beside(symbols: Symbols, data: Dims, target: Sequence[int]) -> bool:
+    """Whether a -1 in `target` can be fitted whatever the sizes: the dimensions that it keeps are positive."""
+    kept = [symbols.least(data[index]) for index, element in enumerate(target) if element == 0 and index < len(data)]
+    return all(least is not None and least > 0 for least in kept)
 
 
 def _target_element(data: Dims, index: int, element: Element, result: Element | None, allow_zero: bool) -> int | None:

@@ -47,6 +47,15 @@ class Symbols:
         if isinstance(element, Expr):
             self._sizes.add(element)
 
+    def assume_positive(self, element: Element) -> bool:
+        """Take every factor of a product to be 1 at least; whether that is news. For what fails where it is not so."""
+        if isinstance(element, int) or len(element.terms) != 1:
+            return False
+        new = [number for number in element.terms[0][0] if self._least[number] == 0]
+        for number in new:
+            self._least[number] = 1
+        return bool(new)
+
     def atom(self, key: Hashable, least: int | None = 0) -> Expr:
         """The atom called `key`; `least` is a lower bound, None where it could be any number."""
         number = self._numbers.get(key)

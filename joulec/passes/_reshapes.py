@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.dims import Dims
-from joulec.ir.partial import ShapeFacts
+from joulec.ir.partial import ShapeFacts, fits_beside
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule
-from joulec.ir.symbolic import Element
+from joulec.ir.symbolic import Element, Symbols
 from joulec.ir.values import attribute, constant, sole_consumer
 from joulec.passes._layout import inverse, perm_of
 
@@ -64,7 +64,7 @@ def reshape(
     rule.substitute(node, new, rewriter)
 
 
-def target_of(data: Dims, wanted: Dims) -> list[int] | None:
+def target_of(symbols: Symbols, data: Dims, wanted: Dims) -> list[int] | None:
     """A constant target that reshapes `data` to `wanted` whatever the sizes, zero included; None if there is none."""
     found: list[int] = []
     for index, dim in enumerate(wanted):
@@ -72,8 +72,8 @@ def target_of(data: Dims, wanted: Dims) -> list[int] | None:
         found.append(0 if kept and not isinstance(dim, int) else dim if isinstance(dim, int) else -1)
         if dim == 0 and not kept:
             return None  # 0 would copy another dimension
-    fitted, copied = found.count(-1), any(f == 0 for f in found)
-    return None if fitted > 1 or (fitted and copied) else found
+    fitted = found.count(-1)
+    return None if fitted > 1 or (fitted and not fits_beside(symbols, data, found)) else found
 
 
 class IdleRelayout(ShapeRule):
@@ -113,7 +113,7 @@ class MergeRelayouts(ShapeRule):
             return
         if data == wanted:
             self.remove(node, source, rewriter)
-        elif (target := target_of(data, wanted)) is not None:
+        elif (target := target_of(self.facts.symbols, data, wanted)) is not None:
             reshape(self, node, source, target, rewriter)
         elif node.op_type == first.op_type and node.op_type in ("Squeeze", "Unsqueeze"):
             self._merge_axes(node, first, source, rewriter)
@@ -161,6 +161,44 @@ def is_idle(perm: Sequence[int] | None, data: Dims | None) -> bool:
     return order == sorted(order)
 
 
+class ReshapeByOnes(ShapeRule):
+    """Reshape to a computed shape that only adds or drops dimensions of 1 -> Unsqueeze or Squeeze."""
+
+    ops = ("Reshape",)
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        before, after = self.dims(node.inputs[0]), self.dims(node.outputs[0])
+        if before is None or after is None or not self.is_main(node, rewriter):
+            return
+        if len(node.inputs) < 2 or constant(node.inputs[1]) is not None:
+            return
+        op = "Unsqueeze" if len(before) < len(after) else "Squeeze"
+        axes = _ones_between(*((before, after) if op == "Unsqueeze" else (after, before)))
+        if not axes:
+            return
+        given = axes if rewriter.module.opset < 13 else None
+        inputs = [node.inputs[0]]
+        if given is None:
+            hint = f"{node.name or op.lower()}_axes"
+            inputs.append(rewriter.constant(np.array(axes, np.int64), hint, at=node))
+        (new,) = rewriter.add(op, inputs, {"axes": given}, before=node, name=node.name, like=node.outputs[0])
+        self.substitute(node, new, rewriter)
+
+
+def _ones_between(short: Dims, long: Dims) -> list[int] | None:
+    """The places in `long` of the ones that `short` lacks; None where there are other differences."""
+    axes, at = [], 0
+    for axis, dim in enumerate(long):
+        left = len(long) - axis > len(short) - at
+        if at < len(short) and short[at] == dim and not (dim == 1 and left):
+            at += 1
+        elif dim == 1:
+            axes.append(axis)
+        else:
+            return None
+    return axes if at == len(short) else None
+
+
 class ReshapeAcrossTranspose(ShapeRule):
     """Reshape(Transpose(Reshape(x))) -> Transpose(Reshape(x)), where the last one only splits a dimension back."""
 
@@ -184,7 +222,7 @@ class ReshapeAcrossTranspose(ShapeRule):
         back = inverse(perm)
         order = [axis for place in back for axis in groups[place]]  # the new dimensions in the order they have in x
         split = tuple(wanted[axis] for axis in order)
-        target = None if split == data else target_of(data, split)
+        target = None if split == data else target_of(self.facts.symbols, data, split)
         if split != data and target is None:
             return
         self._rebuild(node, source, target, split, inverse(order), rewriter)

@@ -185,7 +185,8 @@ class ResolveReshape(Rule):
         if known is None or known.rank != 1 or data is None:
             return
         allow = bool(attribute(node, "allowzero", 0))
-        target = reshape_target(data, known.elements, self._facts.shape(node.outputs[0]), allow)
+        result = self._facts.shape(node.outputs[0])
+        target = reshape_target(self._facts.symbols, data, known.elements, result, allow)
         if target is None:
             raise Refused("more than one dimension of its shape is unknown")
         shape = rewriter.constant(np.array(target, np.int64), f"{node.name or 'reshape'}_shape", at=node)

@@ -23,6 +23,7 @@ class SimplifyMovement(Pass):
         rules: list[Rule] = [
             _reshapes.IdleRelayout(facts),
             _reshapes.MergeRelayouts(facts),
+            _reshapes.ReshapeByOnes(facts),
             _reshapes.UnitTranspose(facts),
             _reshapes.ReshapeAcrossTranspose(facts),
             _reshapes.GatherTransposed(facts),

@@ -146,14 +146,15 @@ def test_reshape_target(target: tuple[int | str, ...], expected: list[int] | Non
     symbols = Symbols()
     data = (symbols.atom("N"), 3, 8, symbols.atom("M"))
     elements = tuple(e if isinstance(e, int) else symbols.atom(e) for e in target)
-    assert reshape_target(data, elements, None, allow_zero=False) == expected
+    assert reshape_target(symbols, data, elements, None, allow_zero=False) == expected
 
 
 def test_a_fitted_dimension_that_is_known_is_written_out() -> None:
-    n = Symbols().atom("N")
-    assert reshape_target((n, 64), (n, 4, -1), (n, 4, 16), allow_zero=False) == [0, 4, 16]
-    assert reshape_target((n, 64), (n, 4, -1), None, allow_zero=False) == [0, 4, -1]
-    assert reshape_target((n, 0), (0, 4), (0, 4), allow_zero=True) is None  # 0 would copy N
+    symbols = Symbols()
+    n = symbols.atom("N")
+    assert reshape_target(symbols, (n, 64), (n, 4, -1), (n, 4, 16), allow_zero=False) == [0, 4, 16]
+    assert reshape_target(symbols, (n, 64), (n, 4, -1), None, allow_zero=False) == [0, 4, -1]
+    assert reshape_target(symbols, (n, 0), (0, 4), (0, 4), allow_zero=True) is None  # 0 would copy N
 
 
 def test_reshape_of_a_symbolic_batch_is_resolved_for_every_size(parse: Parse) -> None:
@@ -173,3 +174,38 @@ def test_reshape_of_a_symbolic_batch_is_resolved_for_every_size(parse: Parse) ->
             one, other = (runner.run(handle, feed)["y"] for handle in handles)
             assert one.shape == (batch, 24)
             np.testing.assert_array_equal(one, other)
+
+
+def resolved(text: str, parse: Parse) -> list[list[int]]:
+    """The constant targets of all Reshapes after folding."""
+    module = parse(text)
+    infer_shapes(module)
+    FoldConstants().run(module, Context(target=Target("cpu", "CPUExecutionProvider", 19, 9, None, "")))
+    targets = [node.inputs[1] for node in module.graph if node.op_type == "Reshape"]
+    return [t.const_value.numpy().tolist() for t in targets if t is not None and t.const_value is not None]
+
+
+FIRST = (
+    "agraph (float[N,M,8] x) => (float[a,b,c,d] y, float[e,f,g] z) <int64[1] rest = {-1}, int64[1] two = {2}> "
+    "{ two2 = Constant<value=int64[1] {4}>() n = Shape<start=0,end=1>(x) m = Shape<start=1,end=2>(x) mm = Mul(m, two) fours = Concat<axis=0>(n, mm, two2) "
+    "z = Reshape(x, fours) "
+)
+
+
+def test_a_size_is_positive_where_a_reshape_would_fail_otherwise(parse: Parse) -> None:
+    target = "t = Concat<axis=0>(n, m, two, rest) y = Reshape(x, t) }"
+    assert resolved(FIRST + target, parse) == [[0, -1, 4], [0, 0, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "t = Concat<axis=0>(m, n, two, rest) y = Reshape(x, t) }",  # N = 0 copies M instead
+        "t = Concat<axis=0>(n, m, two, rest) y = Reshape<allowzero=1>(x, t) }",
+        "t = Concat<axis=0>(n, m, two, two2) y = Reshape(x, t) }",
+        "given = Constant<value=int64[4] {0,0,2,4}>() t = Concat<axis=0>(n, m, two, rest) dead = Reshape(x, t) "
+        "y = Reshape(x, given) }",
+    ],
+)
+def test_a_size_that_may_be_zero_is_not_fitted_beside(target: str, parse: Parse) -> None:
+    assert [0, -1, 4] not in resolved(FIRST + target, parse)
