@@ -93,13 +93,21 @@ class ScaleBeforeShift(Rule):
         output, x = node.outputs[0], shift[0]
         factor = rewriter.constant(_like(b, x), f"{node.name or 'scale'}_factor", at=inner)
         (scaled,) = rewriter.add("Mul", [x, factor], before=inner, name=f"{node.name or 'scale'}_first")
-        scaled.type = x.type
+        scaled.type, scaled.shape = x.type, _kept_shape(x, b)
         shifts = rewriter.constant(_like(carried, x), f"{inner.name or 'shift'}_scaled", at=inner)
         hint = f"{inner.name or 'shift'}_after"
         (moved,) = rewriter.add("Add", [scaled, shifts], before=inner, name=hint, like=output)
         rewriter.replace(output, moved)
         rewriter.erase(node)
         rewriter.erase(inner)
+
+
+def _kept_shape(x: ir.Value, numbers: Array) -> ir.Shape | None:
+    """The shape of x * numbers where it is that of x; None where it is not, or not known to be."""
+    if x.shape is None or numbers.ndim > len(x.shape):
+        return None
+    pairs = zip(numbers.shape, list(x.shape)[len(x.shape) - numbers.ndim :], strict=True)
+    return x.shape.copy() if all(one in (1, other) for one, other in pairs) else None
 
 
 def _takes_scale(node: ir.Node) -> bool:

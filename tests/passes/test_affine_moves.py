@@ -23,6 +23,13 @@ def test_a_normalized_channels_last_image_keeps_only_its_shift() -> None:
     assert ops(module) == ["Transpose", "Add", "Conv"]
 
 
+def test_a_normalization_in_many_steps_too() -> None:
+    body = f"a = Div(x, k) b = Sub(a, t) c = Div(b, s) d = Transpose<perm=[0,3,1,2]>(c) {PADDED}"
+    module = build(f"{IMAGE} {{ {body} }}", k=np.array(255.0, np.float32), **INPUT)
+    fuse(module, FuseAffine())
+    assert ops(module) == ["Transpose", "Add", "Conv"]
+
+
 def test_without_padding_nothing_is_left() -> None:
     body = "a = Div(x, s) b = Sub(t, a) d = Transpose<perm=[0,3,1,2]>(b) y = Conv(d, w)"
     module = build(f"(float[N,8,8,3] x) => (float[N,4,6,6] y) {{ {body} }}", **INPUT)
