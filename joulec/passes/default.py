@@ -24,13 +24,13 @@ def exact_passes() -> list[Pass]:
         SimplifyShapes(),
         EliminateDeadCode(),  # what asked for a size that is known now must not look like a user to what follows
         SimplifyMovement(),
-        EliminateCommonSubexpressions(),
         FuseTranspose(),
         EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
         FuseGather(),
         FusePad(),
         FuseAffine(),
         FuseGemm(),
+        EliminateCommonSubexpressions(),  # behind the fusions: what two nodes share, neither can take in
         FoldConstants(),
         EliminateIdentity(),
         EliminateDeadCode(),
