@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 
 from joulec.ir import walk
@@ -40,7 +41,7 @@ def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
     if (name := negative_dim(bare)) is not None:
         raise ValueError(f"'{name}' has a negative dimension")
     known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
-    if not propagate or _has_long_vectors(known):
+    if not propagate or _has_long_vectors(known) or _long_when_inlined(bare):
         return known
     return onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True)
 
@@ -115,16 +116,34 @@ def forget_shapes(module: Module) -> None:
                     value.type, value.shape = None, None
 
 
+def _long_when_inlined(bare: onnx.ModelProto) -> bool:
+    """Whether long vectors turn up inside functions: onnx infers their bodies at each call, and tells nothing of it."""
+    if not bare.functions:
+        return False
+    inlined = onnx.inliner.inline_local_functions(bare)
+    return _has_long_vectors(onnx.shape_inference.infer_shapes(inlined, False, False, data_prop=False))
+
+
 PROPAGATED = 1 << 16
 """Elements up to which onnx may propagate data: it stores every element that a node makes, whatever their number."""
 
 
 def _may_propagate(module: Module) -> bool:
     """Whether no node can ask data propagation for more memory than a shape needs (a file can do so in a few bytes)."""
-    makers = (n for n in walk.nodes(module.model) if walk.is_onnx(n, "ConstantOfShape", "Range", "Expand", "Tile"))
-    return all(
-        _small(value) for node in makers for value in (node.inputs if node.op_type == "Range" else node.inputs[-1:])
-    )
+    return all(_may_propagate_through(node) for node in walk.nodes(module.model))
+
+
+def _may_propagate_through(node: ir.Node) -> bool:
+    if walk.is_onnx(node, "Slice"):  # onnx counts in these steps without a look at where the numbers end
+        return len(node.inputs) < 5 or node.inputs[4] is None or _moderate(node.inputs[4])
+    if not walk.is_onnx(node, "ConstantOfShape", "Range", "Expand", "Tile"):
+        return True
+    return all(_small(value) for value in (node.inputs if node.op_type == "Range" else node.inputs[-1:]))
+
+
+def _moderate(steps: ir.Value) -> bool:
+    tensor = constant_tensor(steps)
+    return tensor is not None and tensor.size <= 64 and all(abs(int(step)) < 1 << 31 for step in tensor.numpy().ravel())
 
 
 PROPAGATORS = frozenset("Add Sub Mul Cast Concat Gather Shape Size Slice Squeeze Unsqueeze".split())
