@@ -257,6 +257,38 @@ def test_negative_dimensions_do_not_abort_at_a_slice():
     assert found.startswith("None "), "some exporters write -1 for any size"
 
 
+STEP = """g (float[2] x) => (float[k] y) { s = Constant<value = int64[1] {0}>()
+    e = Constant<value = int64[1] {9223372036854775807}>()
+    q = Slice(x, s, e, s, e)
+    y = Relu(q) }"""
+COMPUTED_STEP = STEP.replace("q = Slice(x, s, e, s, e)", "t = Mul(e, e)\n u = Add(t, e)\n q = Slice(x, s, e, s, u)")
+
+
+def test_steps_that_leave_the_numbers_do_not_end_the_process():
+    """onnx's data propagation steps through a vector without a look at where int64 ends."""
+    found = inferred_in_a_child("###".join(f"{HEADER}\n{graph}" for graph in (STEP, COMPUTED_STEP)))
+    assert found.count("None ") == 2
+
+
+IN_FUNCTIONS = {
+    "doubling": "c = Constant<value = int64[2] {1, 2}>()\n"
+    + "\n".join(f"a{i + 1} = Concat<axis = 0>({f'a{i}, a{i}' if i else 'c, c'})" for i in range(40))
+    + "\n d = Unsqueeze(a40, z)\n",
+    "a window": "c = Constant<value = int64 {100000000000}>()\n w = HannWindow(c)\n d = Unsqueeze(w, z)\n",
+}
+
+
+@pytest.mark.parametrize("made", IN_FUNCTIONS.values(), ids=IN_FUNCTIONS)
+def test_long_vectors_inside_functions_are_not_spelled_out(made: str):
+    """onnx infers the bodies of functions at each call, and says nothing of what it finds there."""
+    body = f"z = Constant<value = int64[1] {{0}}>()\n {made} s = Size(d)\n t = Cast<to = 1>(s)\n b = Add(a, t)"
+    module = read(parsed(CALLER, function("F0", body)))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    assert infer_shapes(module) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "KiB"
+    assert time.monotonic() - start < 2
+
+
 def test_a_value_made_like_one_of_unknown_type_can_be_written():
     module = read(parsed("g (float[2] x) => (float[2] y) { a = Relu(x)\n y = Neg(a) }"))
     node = module.graph.node(1)
