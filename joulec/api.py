@@ -18,6 +18,7 @@ from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import CheckError, InputError, UnavailableError
+from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.runner import Runner
@@ -261,7 +262,9 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
         runner = _available_runner(stack, limits)
         probes, obstacle = synthetic_probes(module, shapes, 0)
         context = Context(SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
-        return Pipeline(exact_passes(), observers).run(module, context)
+        outcome = Pipeline(exact_passes(), observers).run(module, context)
+    declare_equal_sizes(outcome.module)
+    return outcome
 
 
 def _available_runner(stack: contextlib.ExitStack, limits: Limits | None) -> Runner | None:

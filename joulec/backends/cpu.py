@@ -6,6 +6,7 @@ from pathlib import Path
 
 from joulec.backends import checks
 from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
+from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.runner import Runner
@@ -35,10 +36,14 @@ class CpuBackend(Backend):
 
     def finished(self, module: Module) -> Module:
         """Without shapes of intermediate values: ONNX Runtime infers its own. Where the file declares them, it fuses
-        residual Adds into SkipLayerNormalization, whose CPU kernel is slower than the two that it replaces.
+        residual Adds into SkipLayerNormalization, whose CPU kernel is slower than the two that it replaces. Images of
+        unknown size keep theirs: only so does it see that a convolution can add its residual.
         """
         final = super().finished(module)
+        kept = [(value, value.type, value.shape) for value in declare_equal_sizes(final)]
         forget_shapes(final)
+        for value, kind, shape in kept:
+            value.type, value.shape = kind, shape
         return final
 
     def settings(self, threads: int) -> SessionSettings:
