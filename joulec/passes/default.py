@@ -11,6 +11,7 @@ from joulec.passes.fuse_affine import FuseAffine
 from joulec.passes.fuse_gather import FuseGather
 from joulec.passes.fuse_gemm import FuseGemm
 from joulec.passes.fuse_pad import FusePad
+from joulec.passes.fuse_pooling import FusePooling
 from joulec.passes.fuse_transpose import FuseTranspose
 from joulec.passes.simplify_movement import SimplifyMovement
 from joulec.passes.simplify_shapes import SimplifyShapes
@@ -28,6 +29,7 @@ def exact_passes() -> list[Pass]:
         EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
         FuseGather(),
         FusePad(),
+        FusePooling(),
         FuseAffine(),
         FuseGemm(),
         EliminateCommonSubexpressions(),  # behind the fusions: what two nodes share, neither can take in
