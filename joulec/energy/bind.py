@@ -12,8 +12,9 @@ from joulec.energy.infer import Found, resolve
 from joulec.energy.proto_types import MAX_DIM
 from joulec.errors import InputError
 from joulec.ir import walk
-from joulec.ir.module import Module, skeleton
+from joulec.ir.module import Module
 from joulec.ir.shapes import first_line
+from joulec.ir.skeleton import skeleton
 from joulec.ir.values import Array, static_shape
 
 Spec = Mapping[str, int | tuple[int, ...]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -11,7 +13,9 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.allowance import Allowance
-from joulec.ir.values import Array, is_overridable, tensor_shape
+from joulec.ir.values import Array
+
+T = TypeVar("T")
 
 INLINE_LIMIT = 1 << 30
 """Weights up to this many bytes are stored inside the .onnx file; protobuf itself ends at 2 GiB."""
@@ -60,6 +64,21 @@ class Module:
     ranges: dict[str, Range] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     allowance: Allowance | None = None
+    _derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def derive(self, name: str, make: Callable[[], T]) -> T:
+        """Something that follows from the graph's structure, made once and kept until a rewriter changes the graph.
+
+        Whoever changes the graph otherwise (its annotations, its inputs) calls `changed`.
+        """
+        if name not in self._derived:
+            self._derived[name] = make()
+        found: T = self._derived[name]
+        return found
+
+    def changed(self) -> None:
+        """Forget what was derived."""
+        self._derived.clear()
 
     @property
     def graph(self) -> ir.Graph:
@@ -83,7 +102,9 @@ class Module:
 
     def clone(self) -> Module:
         """An independent copy of the graph; tensors, which nobody mutates, are shared. O(nodes)."""
-        return replace(self, model=self.model.clone(), masks=dict(self.masks), ranges=dict(self.ranges))
+        copy = replace(self, model=self.model.clone(), masks=dict(self.masks), ranges=dict(self.ranges))
+        copy._derived = dict(self._derived)
+        return copy
 
     def weight_bytes(self) -> int:
         """Bytes of all initializers and Constant tensors, in all graphs."""
@@ -137,42 +158,3 @@ def inline_proto(model: ir.Model) -> onnx.ModelProto:
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-
-
-SKELETON_BYTES = 1024
-"""Constants up to this size stay in a skeleton: shapes and axes live there, and inference needs them."""
-
-
-def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """Serialize `model` with large initializers turned into inputs: all of its structure, few of its bytes.
-
-    Nothing is cloned: a view of the graph is serialized, in which stand-ins take the place of large initializers.
-    """
-    graph = model.graph
-    large = {value: _without_tensor(value) for value in graph.initializers.values() if _is_large(value)}
-    small = [value for value in graph.initializers.values() if value not in large]
-    fed = [value for value in large if not is_overridable(value)]
-    view = ir.GraphView(
-        [large.get(value, value) for value in (*graph.inputs, *fed)],
-        [large.get(value, value) for value in graph.outputs],
-        nodes=graph, initializers=small, opset_imports=graph.opset_imports, name=graph.name,
-        doc_string=graph.doc_string, metadata_props=graph.metadata_props,
-    )  # fmt: skip
-    return ir.to_proto(
-        ir.Model(
-            view,  # type: ignore[arg-type]  # onnx_ir documents a model of a view, and serializes it
-            ir_version=model.ir_version, functions=list(model.functions.values()), producer_name=model.producer_name,
-            producer_version=model.producer_version, domain=model.domain, model_version=model.model_version,
-            doc_string=model.doc_string, metadata_props=model.metadata_props,
-        )
-    )  # fmt: skip
-
-
-def _is_large(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.nbytes > SKELETON_BYTES
-
-
-def _without_tensor(value: ir.Value) -> ir.Value:
-    tensor = value.const_value
-    assert tensor is not None
-    return ir.Value(name=value.name, type=ir.TensorType(tensor.dtype), shape=tensor_shape(tensor))

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from joulec.errors import InputError
 from joulec.ir import onnx_untrusted, verify, walk
-from joulec.ir.module import Module, Origin, skeleton
+from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_functions import check_functions
 from joulec.ir.onnx_untrusted import Source
 from joulec.ir.shapes import first_line
@@ -114,10 +114,27 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
         notes += ("training information (training_info) is left out: inference has no use for it",)
     try:
         model = ir.from_proto(proto)
-        skeleton(model)  # what is read but cannot be written (text that is not UTF-8, attributes without a type)
+        _write_structure(model)  # some is read and cannot be written: text that is not UTF-8, untyped attributes
     except Exception as error:  # onnx_ir wraps whatever it meets; all of it means a malformed model
         raise InputError(f"{source.name}: malformed model: {_root_cause(error)}") from error
     return _finish(model, source, path, notes)
+
+
+def _write_structure(model: ir.Model) -> None:
+    """Serialize everything but initializers, documentation and metadata included."""
+    graph = model.graph
+    view = ir.GraphView(
+        graph.inputs, graph.outputs, nodes=graph, opset_imports=graph.opset_imports, name=graph.name,
+        doc_string=graph.doc_string, metadata_props=graph.metadata_props,
+    )  # fmt: skip
+    ir.to_proto(
+        ir.Model(
+            view,  # type: ignore[arg-type]  # onnx_ir documents a model of a view, and serializes it
+            ir_version=model.ir_version, functions=list(model.functions.values()), producer_name=model.producer_name,
+            producer_version=model.producer_version, domain=model.domain, model_version=model.model_version,
+            doc_string=model.doc_string, metadata_props=model.metadata_props,
+        )
+    )  # fmt: skip
 
 
 def _check_header(proto: onnx.ModelProto, source: Source) -> None:

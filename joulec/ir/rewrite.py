@@ -113,6 +113,8 @@ class Rewriter:
             raise RuntimeError(f"pass '{self.pass_name}' changed the graph outside `rewriting`")
         if not self._scope.changed and self.module.allowance is not None:
             self.module.allowance.take(self._scope.rule, self._scope.node)
+        if not self._scope.changed:
+            self.module.changed()
         self._scope.changed = True
         return self._scope
 
@@ -172,7 +174,7 @@ class Rewriter:
             mask: boolean array of the same shape, True where the weight is kept.
         """
         self._observe()
-        tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
+        tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
         graph = _graph_of(at)
         if id(graph) in self._function_graphs:
             (value,) = self.add("Constant", [], {"value": tensor}, before=at, name=hint)
@@ -322,7 +324,7 @@ class Rewriter:
     def set_tensor(self, value: ir.Value, array: Array | ir.TensorProtocol, mask: Array | None = None) -> None:
         """Give initializer `value` other numbers; with `mask`, also record which of them are kept."""
         self._observe()
-        tensor = ir.tensor(array) if isinstance(array, np.ndarray) else array
+        tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
         value.const_value = tensor
         value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
         if mask is not None and value.name is not None:

@@ -10,7 +10,8 @@ import onnx.inliner
 import onnx_ir as ir
 
 from joulec.ir import walk
-from joulec.ir.module import Module, skeleton
+from joulec.ir.module import Module
+from joulec.ir.skeleton import skeleton
 from joulec.ir.values import constant_tensor
 
 
@@ -20,9 +21,12 @@ def infer_shapes(module: Module) -> str | None:
     Returns:
         None, or the reason why inference gave nothing (a malformed node, an operator it chokes on).
     """
+    return module.derive("shapes", lambda: _infer_into(module))
+
+
+def _infer_into(module: Module) -> str | None:
     try:
-        bare = skeleton(module.model)
-        _forget_declared(bare.graph)
+        bare = _undeclared(module)
         inferred = _infer(bare, _may_propagate(module))
     except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types; all mean "no shapes"
         return f"shape inference failed: {first_line(error)}"
@@ -30,7 +34,33 @@ def infer_shapes(module: Module) -> str | None:
     return None
 
 
-def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
+def skeleton_of(module: Module) -> onnx.ModelProto:
+    """The module's skeleton, made once for all who ask until a rewriter changes the graph. Not to be changed."""
+    return module.derive("skeleton", lambda: skeleton(module.model))
+
+
+def _undeclared(module: Module) -> onnx.ModelProto:
+    """A copy of the skeleton in which nothing is said of what the graph computes."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(skeleton_of(module))
+    for graph in _graphs(bare.graph):
+        _forget_declared(graph)
+    return bare
+
+
+def contradiction(module: Module) -> str | None:
+    """Why no input can run through `module`, by its ranks and dimensions alone; None where nothing speaks against it.
+
+    What onnx's strict inference refuses, no runtime can execute: an operator gets a rank that it does not take.
+    """
+    try:
+        _infer(_undeclared(module), _may_propagate(module), strict=True)
+    except Exception as error:  # noqa: BLE001 - the C++ side raises several unrelated types
+        return first_line(error)
+    return None
+
+
+def _infer(bare: onnx.ModelProto, propagate: bool, strict: bool = False) -> onnx.ModelProto:
     """onnx's inference; with data propagation where that is asked for and no long vector could meet it.
 
     Raises:
@@ -40,10 +70,10 @@ def _infer(bare: onnx.ModelProto, propagate: bool) -> onnx.ModelProto:
         _open_negative_dims(graph)
     if (name := negative_dim(bare)) is not None:
         raise ValueError(f"'{name}' has a negative dimension")
-    known = onnx.shape_inference.infer_shapes(bare, False, False, data_prop=False)
+    known = onnx.shape_inference.infer_shapes(bare, False, strict, data_prop=False)
     if not propagate or _has_long_vectors(known) or _long_when_inlined(bare):
         return known
-    return onnx.shape_inference.infer_shapes(bare, False, False, data_prop=True)
+    return onnx.shape_inference.infer_shapes(bare, False, strict, data_prop=True)
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -114,6 +144,7 @@ def forget_shapes(module: Module) -> None:
             for value in node.outputs:
                 if not value.is_graph_output():
                     value.type, value.shape = None, None
+    module.changed()
 
 
 def _long_when_inlined(bare: onnx.ModelProto) -> bool:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from joulec.errors import CheckError
 from joulec.ir import walk
-from joulec.ir.module import Module, skeleton
-from joulec.ir.shapes import first_line
+from joulec.ir.module import Module
+from joulec.ir.shapes import first_line, skeleton_of
 from joulec.ir.values import constant
 
 
@@ -121,8 +121,12 @@ def _zero_of(value: ir.Value) -> object:
 
 def checker_problem(module: Module) -> str | None:
     """What `onnx.checker` says against the model's structure (weights left out), or None."""
+    return module.derive("checker", lambda: _ask_checker(module))
+
+
+def _ask_checker(module: Module) -> str | None:
     try:
-        onnx.checker.check_model(skeleton(module.model), full_check=False)
+        onnx.checker.check_model(skeleton_of(module), full_check=False)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         return first_line(error)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from joulec.passes.base import Pass
 from joulec.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from joulec.passes.eliminate_dead_code import EliminateDeadCode
+from joulec.passes.eliminate_failing_branches import EliminateFailingBranches
 from joulec.passes.eliminate_identity import EliminateIdentity
 from joulec.passes.fold_constants import FoldConstants
 from joulec.passes.fuse_affine import FuseAffine
@@ -21,6 +22,7 @@ def exact_passes() -> list[Pass]:
     """The passes that keep the numbers: what `joulec simplify` runs, and what `optimize` runs first."""
     return [
         FoldConstants(),
+        EliminateFailingBranches(),
         EliminateIdentity(),
         SimplifyShapes(),
         EliminateDeadCode(),  # what asked for a size that is known now must not look like a user to what follows

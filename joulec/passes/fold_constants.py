@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from joulec.ir import walk
 from joulec.ir.evaluate import FOLDABLE, RELAYOUT, Limits, NotEvaluated, evaluate, relayout
 from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts, reshape_target
@@ -158,13 +159,39 @@ class FoldKnownShape(Rule):
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         output = node.outputs[0]
+        array = self._numbers(node)
+        if array is None or not output.uses() or self._dies_with_its_users(output):
+            return
+        rewriter.replace(output, rewriter.constant(array, output.name or "shape", at=node))
+        self._erase_with_what_fed_it(node, rewriter)
+
+    def _numbers(self, node: ir.Node) -> Array | None:
+        """What `node` computes, where that is known."""
+        output = node.outputs[0]
         known = self._facts.facts.get(id(output))
         numbers = None if known is None else known.numbers()
         if known is None or numbers is None or output.is_graph_output() or output.dtype not in _INTEGERS:
-            return
-        array = np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
-        rewriter.replace(output, rewriter.constant(array, output.name or "shape", at=node))
-        rewriter.erase(node)
+            return None
+        return np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
+
+    def _dies_with_its_users(self, output: ir.Value) -> bool:
+        """Whether all that reads `output` is known too, so that nobody will ask for these numbers."""
+        users = (usage.node for usage in output.uses())
+        return all(one.op_type in self.ops and walk.is_onnx(one) and self._numbers(one) is not None for one in users)
+
+    def _erase_with_what_fed_it(self, node: ir.Node, rewriter: Rewriter) -> None:
+        """Long arithmetic ends in one number: nothing between is worth a constant of its own."""
+        dead = [node]
+        while dead:
+            gone = dead.pop()
+            producers = [value.producer() for value in gone.inputs if value is not None]
+            rewriter.erase(gone)
+            for one in dict.fromkeys(producers):
+                if one is not None and one.graph is not None and one.op_type in self.ops and self._unused(one):
+                    dead.append(one)
+
+    def _unused(self, node: ir.Node) -> bool:
+        return len(node.outputs) == 1 and not node.outputs[0].uses() and self._numbers(node) is not None
 
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
