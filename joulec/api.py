@@ -21,6 +21,7 @@ from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
+from joulec.ir.partial import forget_names
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
 from joulec.passes import registry, spelling
@@ -263,6 +264,7 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
         probes, obstacle = synthetic_probes(module, shapes, 0)
         context = Context(SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
         outcome = Pipeline(exact_passes(), observers).run(module, context)
+    forget_names(outcome.module)
     declare_equal_sizes(outcome.module)
     return outcome
 

@@ -392,6 +392,15 @@ def test_the_cpu_artefact_declares_no_shapes_that_the_runtime_infers(model: Path
     assert declared(onnx.load(tmp_path / "foreign" / "model.onnx")) == {"f"}
 
 
+def test_simplify_names_no_sizes_of_intermediate_values(tmp_path: Path) -> None:
+    """By their names ONNX Runtime would take shapes for equal, and choose a slower kernel."""
+    path = write(tmp_path / "m.onnx", "g (float[N,4] x) => (float[N,4] y) { a = Abs(x) b = Exp(a) y = Neg(b) }")
+    infos = joulec.simplify(path).graph.value_info
+    dims = [info.type.tensor_type.shape.dim for info in infos]
+    assert [[dim.dim_value for dim in shape] for shape in dims] == [[0, 4], [0, 4]]
+    assert not any(dim.dim_param for shape in dims for dim in shape)
+
+
 def test_an_artefact_for_another_provider_is_not_timed_on_the_cpu(model: Path, tmp_path: Path) -> None:
     joulec.optimize(model, tmp_path / "cuda", target="cuda")
     with pytest.raises(UnavailableError, match="made for CUDAExecutionProvider; joulec times on the CPU only"):

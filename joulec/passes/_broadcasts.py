@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.dims import ELEMENTWISE, Dims, broadcast
-from joulec.ir.rewrite import Rewriter
+from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.values import constant_tensor
 from joulec.passes._reshapes import ShapeRule
 
@@ -18,7 +18,7 @@ MAX_USERS = 64
 class BroadcastByItself(ShapeRule):
     """Add(Expand(x), y) -> Add(x, y), where y has the dimensions that x lacks; ConstantOfShape becomes its number."""
 
-    ops = ("Expand", "Tile", "ConstantOfShape")
+    ops = ("Expand", "Tile", "ConstantOfShape", "Unsqueeze", "Reshape")
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         output = node.outputs[0]
@@ -27,7 +27,7 @@ class BroadcastByItself(ShapeRule):
             return
         fill = node.op_type == "ConstantOfShape"
         narrow: Dims | None = () if fill else self.dims(node.inputs[0])
-        if narrow is None or (node.op_type == "Tile" and not _repeats_ones(narrow, wide)):
+        if narrow is None or (node.op_type != "Expand" and not fill and not _repeats_ones(narrow, wide)):
             return
         source: ir.Value | None = None
         for user, index in [(usage.node, usage.idx) for usage in output.uses()]:
@@ -67,8 +67,11 @@ class BroadcastByItself(ShapeRule):
 
 
 def _repeats_ones(narrow: Dims, wide: Dims) -> bool:
-    """Whether a Tile only repeats dimensions of 1, as a broadcast does."""
-    return len(narrow) == len(wide) and all(a in (1, b) for a, b in zip(narrow, wide, strict=True))
+    """Whether dimensions of 1 are all that is repeated or put in front, as a broadcast does."""
+    front = len(wide) - len(narrow)
+    if front < 0 or (front and any(dim != 1 for dim in wide[:front])):
+        return False
+    return all(a in (1, b) for a, b in zip(narrow, wide[front:], strict=True))
 
 
 class NeutralOperand(ShapeRule):
@@ -78,31 +81,46 @@ class NeutralOperand(ShapeRule):
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         if node.op_type == "Where":
-            condition = _uniform(node.inputs[0])
+            condition = uniform(node.inputs[0])
             if condition is None:
                 return
             kept = node.inputs[1 if condition else 2]
         else:
             kept = self._kept(node)
-        if kept is not None and self.dims(kept) is not None and self.dims(kept) == self.dims(node.outputs[0]):
-            self.remove(node, kept, rewriter)
+        if kept is None or self.dims(kept) is None or self.dims(kept) != self.dims(node.outputs[0]):
+            return
+        if is_normalized(kept):
+            raise Refused("runtimes fuse it with the normalization before it")
+        self.remove(node, kept, rewriter)
 
     def _kept(self, node: ir.Node) -> ir.Value | None:
         neutral = {"Sub": 0, "Or": 0}.get(node.op_type, 1)
         for index in (1, 0) if node.op_type in ("Mul", "And", "Or") else (1,):
             value = node.inputs[index]
-            number = _uniform(value)
+            number = uniform(value)
             same = value is not None and value.dtype == node.outputs[0].dtype
             if number is not None and number == neutral and same and not (neutral == 0 and np.signbit(number)):
                 return node.inputs[1 - index]
         return None
 
 
+def is_normalized(value: ir.Value) -> bool:
+    """Whether `value` is (x - mean) / sqrt(variance): runtimes look for the scale and the shift behind it, idle or not.
+
+    Without them a layer normalization runs as seven operators instead of one.
+    """
+    node = value.producer()
+    if node is None or not walk.is_onnx(node, "Div") or node.inputs[0] is None or node.inputs[1] is None:
+        return False
+    above, below = node.inputs[0].producer(), node.inputs[1].producer()
+    return above is not None and below is not None and walk.is_onnx(above, "Sub") and walk.is_onnx(below, "Sqrt")
+
+
 MAX_READ = 1 << 16
 """Elements of a constant that are compared with its first one."""
 
 
-def _uniform(value: ir.Value | None) -> float | None:
+def uniform(value: ir.Value | None) -> float | None:
     """The 0 or 1 that every element of a constant is, with its sign; None for other constants."""
     tensor = constant_tensor(value)
     if tensor is None or not 0 < tensor.size <= MAX_READ or tensor.dtype == ir.DataType.STRING:

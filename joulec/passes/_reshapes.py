@@ -113,10 +113,10 @@ class MergeRelayouts(ShapeRule):
             return
         if data == wanted:
             self.remove(node, source, rewriter)
-        elif (target := target_of(self.facts.symbols, data, wanted)) is not None:
-            reshape(self, node, source, target, rewriter)
         elif node.op_type == first.op_type and node.op_type in ("Squeeze", "Unsqueeze"):
             self._merge_axes(node, first, source, rewriter)
+        elif (target := target_of(self.facts.symbols, data, wanted)) is not None:
+            reshape(self, node, source, target, rewriter)
 
     def _is_relayout(self, node: ir.Node) -> bool:
         if walk.is_onnx(node, *RELAYOUTS):

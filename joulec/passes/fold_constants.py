@@ -44,8 +44,9 @@ class FoldConstants(Pass):
             apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf()])
             infer_shapes(module)
             facts = ShapeFacts.of(module)
+            folded = len(rewriter.rewrites)
             apply_rules(rewriter, [FoldKnownShape(facts), ResolveReshape(facts)])
-            if len(rewriter.rewrites) == before:
+            if len(rewriter.rewrites) in (before, folded):  # no new constants since shapes were inferred
                 break
         return PassResult.of(rewriter)
 
@@ -159,40 +160,33 @@ class FoldKnownShape(Rule):
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         output = node.outputs[0]
-        array = self._numbers(node)
-        if array is None or not output.uses() or self._dies_with_its_users(output):
+        known, numbers = self._facts.facts.get(id(output)), self._numbers(node)
+        if known is None or numbers is None or output.dtype is None:
             return
+        users = output.uses()
+        if not users:
+            rewriter.erase(node)
+            return
+        if len(users) <= MAX_USERS and all(self._folds_too(usage.node) for usage in users):
+            return  # what only leads to another known value needs no constant of its own
+        array = np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
         rewriter.replace(output, rewriter.constant(array, output.name or "shape", at=node))
-        self._erase_with_what_fed_it(node, rewriter)
+        rewriter.erase(node)
 
-    def _numbers(self, node: ir.Node) -> Array | None:
-        """What `node` computes, where that is known."""
+    def _numbers(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The numbers of the only output of `node`, if all of them are known and a constant may take its place."""
         output = node.outputs[0]
         known = self._facts.facts.get(id(output))
-        numbers = None if known is None else known.numbers()
-        if known is None or numbers is None or output.is_graph_output() or output.dtype not in _INTEGERS:
+        if known is None or len(node.outputs) != 1 or output.is_graph_output() or output.dtype not in _INTEGERS:
             return None
-        return np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
+        return known.numbers()
 
-    def _dies_with_its_users(self, output: ir.Value) -> bool:
-        """Whether all that reads `output` is known too, so that nobody will ask for these numbers."""
-        users = (usage.node for usage in output.uses())
-        return all(one.op_type in self.ops and walk.is_onnx(one) and self._numbers(one) is not None for one in users)
+    def _folds_too(self, user: ir.Node) -> bool:
+        return walk.is_onnx(user, *self.ops) and self._numbers(user) is not None
 
-    def _erase_with_what_fed_it(self, node: ir.Node, rewriter: Rewriter) -> None:
-        """Long arithmetic ends in one number: nothing between is worth a constant of its own."""
-        dead = [node]
-        while dead:
-            gone = dead.pop()
-            producers = [value.producer() for value in gone.inputs if value is not None]
-            rewriter.erase(gone)
-            for one in dict.fromkeys(producers):
-                if one is not None and one.graph is not None and one.op_type in self.ops and self._unused(one):
-                    dead.append(one)
 
-    def _unused(self, node: ir.Node) -> bool:
-        return len(node.outputs) == 1 and not node.outputs[0].uses() and self._numbers(node) is not None
-
+MAX_USERS = 16
+"""Users of a known value that are asked whether they are known too, so that many users stay linear."""
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 

@@ -8,7 +8,7 @@ from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule, apply_rules
-from joulec.passes import _broadcasts, _moves, _reshapes
+from joulec.passes import _broadcasts, _moves, _reshapes, _zerosigns
 from joulec.passes.base import Context, Pass, PassResult
 
 
@@ -29,6 +29,7 @@ class SimplifyMovement(Pass):
             _reshapes.GatherTransposed(facts),
             _broadcasts.BroadcastByItself(facts),
             _broadcasts.NeutralOperand(facts),
+            _zerosigns.AddedZero(facts, module),
             _moves.FlattenConcat(facts),
             _moves.JoinOfParts(facts),
             _moves.MergeSlices(facts),
