@@ -38,10 +38,15 @@ def check(proto: onnx.ModelProto, source: Source) -> None:
 
     Raises:
         InputError: a tensor whose size contradicts its bytes, external data outside the model's folder, nesting
-            beyond `MAX_NESTING`, or a Split that claims more outputs than it has.
+            beyond `MAX_NESTING`, a Split that claims more outputs than it has, a value of more dimensions than
+            `MAX_RANK`, or an attribute that refers to a function's although it stands in none.
     """
     for nodes in (*(graph.node for graph in graphs(proto, source)), *(f.node for f in proto.functions)):
         _check_splits(nodes, source)
+    for graph in graphs(proto, source):
+        _check_ranks(graph, source)
+    for graph in _nested([proto.graph], 0, source):
+        _check_references(graph, source)
     sizes: dict[str, int] = {}
     for tensor in tensors(proto, source):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -57,6 +62,22 @@ def _check_splits(nodes: object, source: Source) -> None:
             if attribute.name == "num_outputs" and attribute.i > len(node.output):
                 label = f"{node.op_type} '{node.name or node.output[0]}'"
                 raise InputError(f"{source.name}: {label} claims {attribute.i} outputs, it has {len(node.output)}")
+
+
+def _check_ranks(graph: onnx.GraphProto, source: Source) -> None:
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        rank = len(info.type.tensor_type.shape.dim)
+        if rank > MAX_RANK:
+            raise InputError(f"{source.name}: '{info.name}' declares {rank} dimensions; the limit is {MAX_RANK}")
+
+
+def _check_references(graph: onnx.GraphProto, source: Source) -> None:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                where = f"{node.op_type} '{node.name or next(iter(node.output), '')}'"
+                said = f"attribute '{attribute.name}' refers to '{attribute.ref_attr_name}' of a function"
+                raise InputError(f"{source.name}: {where}: {said}, but stands in none")
 
 
 def external_paths(proto: onnx.ModelProto, source: Source) -> list[Path]:
@@ -86,8 +107,12 @@ def graphs(proto: onnx.ModelProto, source: Source) -> Iterator[onnx.GraphProto]:
     Raises:
         InputError: nesting beyond `MAX_NESTING`.
     """
-    pending = [(graph, 1) for function in proto.functions for graph in _subgraphs(function.node)]
-    pending.append((proto.graph, 0))
+    yield from _nested([proto.graph], 0, source)
+    yield from _nested([graph for function in proto.functions for graph in _subgraphs(function.node)], 1, source)
+
+
+def _nested(roots: list[onnx.GraphProto], level: int, source: Source) -> Iterator[onnx.GraphProto]:
+    pending = [(graph, level) for graph in roots]
     while pending:
         graph, depth = pending.pop()
         if depth > MAX_NESTING:

@@ -104,6 +104,14 @@ def _split(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute.append(oh.make_attribute("num_outputs", 10**9))
 
 
+def _many_dims(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].CopyFrom(oh.make_tensor_value_info("x", 1, [1] * 100_000))
+
+
+def _reference(proto: onnx.ModelProto) -> None:
+    proto.graph.node[1].attribute.add(name="alpha", ref_attr_name="outer", type=onnx.AttributeProto.FLOAT)
+
+
 def _opset(version: int) -> Callable[[onnx.ModelProto], None]:
     return lambda proto: setattr(proto.opset_import[0], "version", version)
 
@@ -113,6 +121,8 @@ def _opset(version: int) -> Callable[[onnx.ModelProto], None]:
     [
         (_rank, "tensor 'w' has 102 dimensions; the limit is 64"),
         (_split, "Split 'y' claims 1000000000 outputs, it has 1"),
+        (_many_dims, "'x' declares 100000 dimensions; the limit is 64"),
+        (_reference, "Relu 'y': attribute 'alpha' refers to 'outer' of a function, but stands in none"),
         (_opset(9999), "imports version 9999 of the ONNX operators, the installed onnx knows 1 to "),
         (_opset(-5), "imports version -5 of the ONNX operators"),
         (lambda p: p.opset_import.append(oh.make_opsetid("ai.onnx", 9)), "imports operator set 'ai.onnx' in two versions"),
