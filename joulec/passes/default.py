@@ -14,6 +14,7 @@ from joulec.passes.fuse_gemm import FuseGemm
 from joulec.passes.fuse_pad import FusePad
 from joulec.passes.fuse_pooling import FusePooling
 from joulec.passes.fuse_transpose import FuseTranspose
+from joulec.passes.raise_patterns import RaisePatterns
 from joulec.passes.simplify_movement import SimplifyMovement
 from joulec.passes.simplify_shapes import SimplifyShapes
 
@@ -29,6 +30,7 @@ def exact_passes() -> list[Pass]:
         SimplifyMovement(),
         FuseTranspose(),
         EliminateDeadCode(),  # what a Transpose no longer feeds must not look like a second user to the fusions
+        RaisePatterns(),
         FuseGather(),
         FusePad(),
         FusePooling(),
