@@ -113,6 +113,16 @@ def test_bad_models_are_refused_alike_by_every_command(tmp_path: Path):
     assert listing(tmp_path) == before
 
 
+def test_explain_and_bisect_refuse_the_same_and_write_nothing(tmp_path: Path):
+    _files(tmp_path)
+    before = listing(tmp_path)
+    names = ("absolute.onnx", "cut.onnx", "huge.onnx", "recursive.onnx")
+    commands = [[command, name] for name in names for command in ("explain", "bisect")]
+    for (_, name), done in zip(commands, run_all(commands, tmp_path), strict=True):
+        refused(done, 2, BAD_MODELS[name])
+    assert listing(tmp_path) == before
+
+
 BOMBS = {
     "fill": """g (float[2] x) => (float[n, m] y) {
         s = Constant<value = int64[2] {1000000, 1000000}>()
@@ -157,6 +167,15 @@ def test_bombs_cost_neither_memory_nor_time(tmp_path: Path):
         assert done.code == 0, (command, done)
         assert done.seconds < 20 and done.memory < 300, (command, done)
     assert max((tmp_path / f"{name}.out.onnx").stat().st_size for name in BOMBS) < 4 << 20
+
+
+def test_bisect_leaves_bombs_alone(tmp_path: Path):
+    graph = BOMBS["tiles of tiles"]
+    (tmp_path / "tiles.onnx").write_bytes(parsed(graph).SerializeToString())
+    limits = ("--time-limit", "1s", "--memory-limit", "2GiB")
+    (done,) = run_all([["bisect", "tiles.onnx", *limits]], tmp_path)  # explain runs the same passes
+    assert (done.code, done.err) == (0, "") and done.memory < 300, done
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["tiles.onnx"]
 
 
 # -- data, metrics, configuration, places ---------------------------------------------------------------------------
