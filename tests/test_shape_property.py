@@ -33,7 +33,7 @@ PLAIN = SessionOptions(optimization="none")
 CONTEXT = Context(target=Target("cpu", "CPUExecutionProvider", 19, 9, None, "generic-server-cpu"))
 INT, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 SIZES = [{"N": n, "M": m} for n, m in itertools.product((0, 1, 2, 5), repeat=2) if n or m]
-"""Not both 0: a target that is computed to be 0 copies a dimension, which shows only in a tensor that is empty twice."""
+"""Not both 0: a computed 0 in a target copies a dimension, which shows only where two sizes are 0 at once."""
 
 GROWN_AT = {"N": 2, "M": 3}
 """Sizes at which a graph is grown; values that are not shared by chance would hide mistakes."""

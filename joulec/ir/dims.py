@@ -6,6 +6,7 @@ than sizes becomes an atom of its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -140,8 +141,8 @@ def _reshape(node: ir.Node, facts: ShapeFacts) -> Found:
             return None
         elements = known.elements
     allow = bool(attribute(node, "allowzero", 0))
-    fits = -1 in elements and not allow
-    found = [_target_dim(node, facts, dims, i, e, allow, fits) for i, e in enumerate(elements)]
+    alone = None if allow else _alone(elements, facts.symbols)
+    found = [_target_dim(node, facts, dims, i, e, alone) for i, e in enumerate(elements)]
     others = [dim for dim in found if dim is not None]
     if len(others) == len(found) - 1 and -1 in elements and dims is not None:
         whole, rest = facts.symbols.product(dims), facts.symbols.product(others)
@@ -152,23 +153,30 @@ def _reshape(node: ir.Node, facts: ShapeFacts) -> Found:
     return [tuple(facts.unknown(node.outputs[0], i) if d is None else d for i, d in enumerate(found))]
 
 
-def _target_dim(
-    node: ir.Node, facts: ShapeFacts, dims: Dims | None, index: int, element: Element, allow: bool, fits: bool
-) -> Element | None:
-    """What an element of a Reshape's target makes; None for -1.
+def _alone(elements: Dims, symbols: Symbols) -> list[bool]:
+    """For each element of a target, whether no other has to do with it, and none is -1."""
+    supports = [symbols.support(element) for element in elements]
+    counts = Counter(atom for support in supports for atom in support)
+    fitted = -1 in elements or -1 in counts  # atom -1 is everything
+    return [not fitted and all(counts[atom] == 1 for atom in support) for support in supports]
 
-    A computed element that turns out 0 copies a dimension where zeros are not allowed. Beside a -1, which then fits
-    something else, it is taken at its word only where that cannot be, or what it copies is 0 too. Without a -1 it
-    always is: sizes agree only if the tensor is empty, and then it differs only where two sizes are 0 at once.
+
+def _target_dim(
+    node: ir.Node, facts: ShapeFacts, dims: Dims | None, index: int, element: Element, alone: list[bool] | None
+) -> Element | None:
+    """What an element of a Reshape's target makes; None for -1. `alone` is None where a 0 is just a 0.
+
+    A computed element that turns out 0 copies a dimension where zeros are not allowed. It is taken at its word where
+    that cannot be, where what it copies is 0 too, and where no other element can make up for it: then the sizes agree
+    only if the tensor is empty for another reason, and it differs only where two independent sizes are 0 at once.
     """
+    copied = None if dims is None or index >= len(dims) else dims[index]
     if isinstance(element, int):
-        if element == 0 and not allow:
-            copied = None if dims is None or index >= len(dims) else dims[index]
+        if element == 0 and alone is not None:
             return facts.unknown(node.outputs[0], index) if copied is None else copied
         return None if element == -1 else element
-    copied = None if dims is None or index >= len(dims) else dims[index]
-    positive = (facts.symbols.least(element) or 0) > 0
-    kept = not fits or positive or (copied is not None and vanishes_with(copied, element))
+    kept = alone is None or alone[index] or (facts.symbols.least(element) or 0) > 0
+    kept = kept or (copied is not None and vanishes_with(copied, element))
     return element if kept and facts.symbols.is_size(element) else facts.unknown(node.outputs[0], index)
 
 

@@ -20,6 +20,10 @@ MAX_DEGREE = 8
 MAX_NUMBER = 1 << 31
 """Numbers from here on are no sizes, and become atoms where they are computed: 32-bit ones would wrap."""
 
+MAX_SUPPORT = 16
+EVERYTHING = frozenset({-1})
+"""The atoms of what depends on more than `MAX_SUPPORT` of them."""
+
 Term = tuple[int, ...]
 """The numbers of the atoms of a product, ascending, repeated for powers; () is 1."""
 
@@ -41,6 +45,7 @@ class Symbols:
         self._numbers: dict[Hashable, int] = {}
         self._least: list[int | None] = []
         self._sizes: set[Expr] = set()
+        self._support: list[frozenset[int]] = []
 
     def declare_size(self, element: Element) -> None:
         """Say that `element` is the size of something that exists, and so not negative."""
@@ -62,7 +67,19 @@ class Symbols:
         if number is None:
             number = self._numbers[key] = len(self._least)
             self._least.append(least)
+            self._support.append(self._support_of(number, key))
         return Expr((((number,), 1),))
+
+    def _support_of(self, number: int, key: Hashable) -> frozenset[int]:
+        parts = [part for part in key if isinstance(part, Expr)] if isinstance(key, tuple) else []
+        found = frozenset({number}).union(*(self.support(part) for part in parts))
+        return found if len(found) <= MAX_SUPPORT else EVERYTHING
+
+    def support(self, element: Element) -> frozenset[int]:
+        """The atoms that `element` is made of, those inside of opaque ones included; may hold `EVERYTHING`."""
+        if isinstance(element, int):
+            return frozenset()
+        return frozenset[int]().union(*(self._support[number] for term, _ in element.terms for number in term))
 
     def least(self, element: Element) -> int | None:
         """A lower bound of `element`, None where there is none."""

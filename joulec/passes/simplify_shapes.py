@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.dims import Dims
+from joulec.ir.elements import Known
 from joulec.ir.module import Module
-from joulec.ir.partial import Known, ShapeFacts
+from joulec.ir.partial import ShapeFacts
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.symbolic import Element, Expr
 from joulec.ir.values import constant_tensor
