@@ -1,8 +1,8 @@
 """Symbolic shapes: the dimensions of every tensor, and the elements of small integer tensors, as expressions.
 
 One forward sweep over the graph, O(nodes). `Shape` yields the dimensions of its input, shape arithmetic carries them on
-(`joulec/ir/elements.py`), and what takes shapes as data turns them into dimensions again (`joulec/ir/dims.py`). What is not
-known is an atom of its own, equal to nothing but itself, so that facts say "the same size" without saying which.
+(`joulec/ir/elements.py`), and what takes shapes as data turns them into dimensions again (`joulec/ir/dims.py`). What is
+not known is an atom of its own, equal to nothing but itself, so that facts say "the same size" without saying which.
 
 Symbols are those of the graph inputs; equal names are equal sizes, as ONNX has it. What a file declares of its other
 values and outputs is not believed.
