@@ -33,6 +33,10 @@ QUANTIZATIONS: tuple[Quantize, ...] = (Quantize(), Quantize(only=("Conv", "ConvT
 """Ways to quantize that joulec tries by itself, the most thorough first; the fastest within the budget is kept."""
 
 
+LAYOUT = "layout"
+"""What the decision about `Backend.layouts` is called."""
+
+
 @dataclass(frozen=True)
 class Orders:
     """What the user ordered; None means that joulec chooses.
@@ -192,6 +196,7 @@ class Compiler:
         reason = f"all together would run at {paired} the speed of the input"
         self._dropped += [step_report(step, reason) for step in self._steps[len(legal.steps) :]]
         self._steps, self._int8 = list(legal.steps), None
+        self._choices = [one for one in self._choices if one.what != LAYOUT]
         self._excluded = [spelling.spell_pass(one) for one in self._droppable()]
         self._choices.append(_measured("all passes", False, reason, paired))
         return legal.module, alone
@@ -222,7 +227,7 @@ class Compiler:
             )
             self._choices.append(decision_of("pruning", pruned, True, said))
             module = outcome.module
-        return self._quantized(module)
+        return self._aligned(self._quantized(module))
 
     def _run(self, passes: Sequence[Pass], module: Module, *more: Observer) -> Outcome:
         context = Context(
@@ -421,6 +426,30 @@ class Compiler:
             return 0.0
         return self._drop_of(floating)
 
+    # -- layout: what only the processor at hand can say ----------------------------------------------------------
+
+    def _aligned(self, module: Module) -> Module:
+        """Float images in the blocks of the runtime's kernels, where that is faster here."""
+        passes = [] if self._int8 is not None or self.orders.sparsity is not None else self.backend.layouts()
+        known = self.recorded and any(one.what == LAYOUT and one.kept for one in self.recorded.decisions)
+        if not passes or known is False or (known is None and not self._can_time()):
+            return module
+        outcome = self._run(passes, module)
+        if outcome.steps[0].status != "applied" or not (known or self._faster(module, outcome)):
+            return module
+        self._keep(outcome)
+        return outcome.module
+
+    def _faster(self, module: Module, outcome: Outcome) -> bool:
+        pair = self._shipped(module, outcome.module)
+        paired = time_pair(self.runner, *pair, self.inputs.probes[0], self._options())
+        said = f"{outcome.steps[0].spelling} runs at {paired} the speed without"
+        kept = paired.faster and self._rounding(outcome.module) is None
+        self._choices.append(_measured(LAYOUT, kept, said, paired))
+        if not kept:
+            self._drop(outcome, said)
+        return kept
+
     # -- the budget ------------------------------------------------------------------------------------------
 
     def _within_budget(self, module: Module) -> float | None:
@@ -465,11 +494,6 @@ def _why_unchanged(outcome: Outcome) -> str:
 def latency_of(paired: Paired) -> Latency:
     """A paired timing as the report holds it, rounded so that a rebuild writes the same text."""
     return Latency(
-        before_ms=round(paired.base_ms, 6),
-        after_ms=round(paired.candidate_ms, 6),
-        ratio=round(paired.ratio, 4),
-        low=round(paired.low, 4),
-        high=round(paired.high, 4),
-        rounds=paired.rounds,
-        threads=paired.threads,
-    )
+        before_ms=round(paired.base_ms, 6), after_ms=round(paired.candidate_ms, 6), ratio=round(paired.ratio, 4),
+        low=round(paired.low, 4), high=round(paired.high, 4), rounds=paired.rounds, threads=paired.threads,
+    )  # fmt: skip

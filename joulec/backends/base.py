@@ -138,6 +138,10 @@ class Backend(ABC):
     def settings(self, threads: int) -> SessionSettings:
         """How the artefact is to be opened."""
 
+    def layouts(self) -> list[Pass]:
+        """Passes that may suit the kernels of the processor at hand; kept only where they are measured to be faster."""
+        return []
+
     @abstractmethod
     def describe(self) -> str:
         """One line for `joulec targets`: what is emitted for this target today."""

@@ -12,7 +12,9 @@ from joulec.ir.onnx_file import read
 from joulec.ir.runner import Runner
 from joulec.ir.shapes import forget_shapes
 from joulec.ir.verify import checker_problem
+from joulec.passes.align_channels import AlignChannels
 from joulec.passes.base import Pass
+from joulec.passes.eliminate_dead_code import EliminateDeadCode
 from joulec.passes.schemes import CPU_SCHEME
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
@@ -33,6 +35,10 @@ class CpuBackend(Backend):
     def preferences(self) -> list[Pass]:
         """The opset of the other targets, where that is no slower: ONNX Runtime fuses some patterns by opset."""
         return [UpgradeOpset()]
+
+    def layouts(self) -> list[Pass]:
+        """Whole blocks of channels: convolutions compute in them, and leave that layout where they are not filled."""
+        return [AlignChannels(), EliminateDeadCode()]
 
     def finished(self, module: Module) -> Module:
         """Without shapes of intermediate values: ONNX Runtime infers its own. Where the file declares them, it fuses

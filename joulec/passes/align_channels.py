@@ -21,7 +21,7 @@ class AlignChannels(Pass):
 
     ONNX Runtime computes convolutions in blocks of 8 or 16 channels, by processor, and pads to whole blocks anyhow. But
     it leaves that layout, and comes back to it, around poolings and products whose channels do not fill their blocks.
-    Whether that pays depends on the processor, so this pass is not in the default list: order it, and measure.
+    Whether that pays depends on the processor: `optimize` tries it for the CPU, last, and keeps it where it is faster.
     """
 
     block: int = option(16, "channels per block: 16 with AVX-512, 8 without")
