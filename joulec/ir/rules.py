@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from functools import cache
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -110,6 +111,7 @@ class _Worklist:
         return self._applied[id(node)] < MAX_APPLICATIONS
 
 
+@cache
 def kebab(name: str) -> str:
     """`FoldConstants` -> `fold-constants`."""
     return "".join(f"-{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))

@@ -114,6 +114,7 @@ def test_a_body_has_symbols_of_its_own(parse: Parse) -> None:
     assert ShapeFacts.of(module).shape(inner) == ShapeFacts.of(module).shape(value(module, "x"))
     branch[0].domain = "mine"
     inner.shape = ir.Shape(["N"])
+    module.changed()
     facts = ShapeFacts.of(module)
     assert facts.shape(inner) != facts.shape(value(module, "x"))
 
