@@ -7,10 +7,10 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types bench docs clean
+.PHONY: help demo test quick lint types bench bench-simplify docs clean
 
 help: ## show what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,10 @@ types: $(VENV)/.dev ## check types
 
 bench: $(VENV)/.dev demo ## compare the demo's artefacts with ONNX Runtime's own quantizer
 	$(BIN)/python benchmarks/int8.py $(DEMO)
+
+bench-simplify: $(VENV)/.dev ## compare simplify with the peers on real models, and write docs/simplify.md (30 minutes)
+	$(PIP) onnxsim onnxslim onnxoptimizer onnxscript
+	$(BIN)/python benchmarks/simplify.py
 
 docs: $(VENV)/.dev ## write docs/passes.md from the passes themselves
 	$(BIN)/python docs/generate.py
