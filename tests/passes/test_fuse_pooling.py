@@ -36,6 +36,7 @@ def test_a_spatial_mean_becomes_a_pooling(opset: int, body: str, constants: dict
     [
         ("(float[N,6,5,4] x) => (float[N,6,1,4] y) { y = ReduceMean<axes=[2]>(x) }", {}),
         ("(float[N,6,5,4] x) => (float[N,6] y) { y = ReduceMean<axes=[2,3], keepdims=0>(x) }", {}),
+        ("(float[N,6,5] x) => (float[N,6,1] y) { y = ReduceMean<axes=[2]>(x) }", {}),  # as in a layer normalization
         ("(double[N,6,5,4] x) => (double[N,6,1,1] y) { y = ReduceMean<axes=[2,3]>(x) }", {}),
         ("(float[N,6] x) => (float[N,1] y) { y = ReduceMean<axes=[1]>(x) }", {}),
         (f"{OTHER} {{ m = ReduceMean<axes=[2,3], keepdims=0>(x) y = Reshape(m, t) }}", {"t": np.array([-1, 3, 1, 1])}),
