@@ -19,6 +19,7 @@ from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.equal_sizes import declare_equal_sizes
+from joulec.ir.feeds import Feed
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.partial import forget_names
@@ -31,6 +32,7 @@ from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.pipeline import Observer, Outcome, Pipeline
 from joulec.passes.target import Target
 from joulec.payoff import Paired, time_pair
+from joulec.report import units
 from joulec.report.data import Report
 
 if TYPE_CHECKING:
@@ -199,6 +201,9 @@ def _current(
 # -- the other commands ---------------------------------------------------------------------------------------------
 
 
+WHOLE_LIMIT = 1 << 30
+"""Bytes of weights up to which `simplify` runs the whole model to compare outputs; beyond, it runs excerpts."""
+
 SIMPLIFY = Target("simplify", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
 """No target: `simplify` keeps the input's opset and knows no kernels."""
 
@@ -261,8 +266,12 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
     """What `simplify` runs: the exact passes, verified and compared on made-up feeds."""
     with contextlib.ExitStack() as stack:
         runner = _available_runner(stack, limits)
-        probes, obstacle = synthetic_probes(module, shapes, 0)
-        context = Context(SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes)
+        large = (size := module.weight_bytes()) > WHOLE_LIMIT
+        too_large: tuple[list[Feed], str | None] = ([], f"its weights take {units.size(size)}")
+        probes, obstacle = too_large if large else synthetic_probes(module, shapes, 0)
+        context = Context(
+            SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes, excerpts=large
+        )  # fmt: skip
         outcome = Pipeline(exact_passes(), observers).run(module, context)
     forget_names(outcome.module)
     declare_equal_sizes(outcome.module)

@@ -81,7 +81,7 @@ class Rewriter:
         """Group the changes made inside the block into one `Rewrite` of `rule`; without changes, no record."""
         if self._scope is not None:
             raise RuntimeError(f"rewrite '{rule}' inside rewrite '{self._scope.rule}'")
-        scope = _Scope(rule, _name(nodes[0]) if nodes else "", Lineage(nodes))
+        scope = _Scope(rule, record_name(nodes[0]) if nodes else "", Lineage(nodes))
         self._scope = scope
         try:
             yield
@@ -96,7 +96,7 @@ class Rewriter:
 
     def refuse(self, rule: str, node: ir.Node, reason: str) -> None:
         """Record that `rule` was not applied at `node`, and why."""
-        self.refusals.setdefault((rule, _name(node), reason), Refusal(rule, _name(node), reason))
+        self.refusals.setdefault((rule, record_name(node), reason), Refusal(rule, record_name(node), reason))
 
     def _refuse(self, scope: _Scope, reason: str) -> None:
         if scope.changed:
@@ -105,7 +105,7 @@ class Rewriter:
 
     def _close(self, scope: _Scope) -> None:
         scope.lineage.stamp(self.pass_name, scope.rule)
-        created = tuple(_name(node) for node in scope.lineage.created if node.graph is not None)
+        created = tuple(record_name(node) for node in scope.lineage.created if node.graph is not None)
         self.rewrites.append(Rewrite(scope.rule, scope.node, tuple(scope.removed), created))
 
     def _observe(self) -> _Scope:
@@ -345,7 +345,7 @@ class Rewriter:
         scope = self._observe()
         producers = [value.producer() for value in node.inputs if value is not None]
         scope.lineage.erase(node)
-        scope.removed.append(_name(node))
+        scope.removed.append(record_name(node))
         _graph_of(node).remove(node, safe=True)
         for producer in producers:
             if producer is not None and producer.graph is not None:
@@ -370,9 +370,9 @@ class Rewriter:
         Nothing inside is observed then: the record names all nodes that went and came, and new nodes are stamped.
         """
         scope = self._observe()
-        before = {_name(node) for node in walk.nodes(self.module.model)}
-        scope.lineage.created += [node for node in walk.nodes(model) if _name(node) not in before]
-        after = {_name(node) for node in walk.nodes(model)}
+        before = {record_name(node) for node in walk.nodes(self.module.model)}
+        scope.lineage.created += [node for node in walk.nodes(model) if record_name(node) not in before]
+        after = {record_name(node) for node in walk.nodes(model)}
         scope.removed += sorted(before - after)
         self.module.model = model
 
@@ -383,7 +383,8 @@ class Rewriter:
         self.module.masks[new] = mask
 
 
-def _name(node: ir.Node) -> str:
+def record_name(node: ir.Node) -> str:
+    """How records call a node: by its name, else by its operator."""
     return node.name or node.op_type
 
 

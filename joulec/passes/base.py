@@ -47,6 +47,7 @@ class Context:
         runner: runs models (in a child process from the command line), or None where running is not wanted.
         energy: prices nodes, or None.
         progress: called as `progress(message, fraction)` by long passes; fraction is 0..1 or None.
+        excerpts: whether parts around each rewrite are compared where the whole model cannot be run.
     """
 
     target: Target
@@ -57,6 +58,7 @@ class Context:
     runner: Runner | None = None
     energy: EnergyModel | None = None
     progress: Callable[[str, float | None], None] = _silent
+    excerpts: bool = False
 
 
 @dataclass(frozen=True)

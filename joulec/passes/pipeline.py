@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from joulec.ir.shapes import first_line, infer_shapes
 from joulec.ir.verify import Verifier
 from joulec.passes.base import Context, Fidelity, Pass, PassResult
 from joulec.passes.equivalence import Deviation, Equivalence
+from joulec.passes.excerpts import Excerpts
 from joulec.passes.spelling import spell, spell_pass
 
 if TYPE_CHECKING:
@@ -87,9 +88,13 @@ class Attempt:
 
 
 def attempt(
-    one: Pass, candidate: Module, context: Context, verifier: Verifier, equivalence: Equivalence | None
-) -> Attempt:
-    """Run `one` on `candidate` in place, and check what it left: structure, signature, masks and (EXACT) outputs."""
+    one: Pass, candidate: Module, context: Context, verifier: Verifier, equivalence: Equivalence | None,
+    excerpts: Callable[[PassResult], Deviation | None] | None = None,
+) -> Attempt:  # fmt: skip
+    """Run `one` on `candidate` in place, and check what it left: structure, signature, masks and (EXACT) outputs.
+
+    Where the whole cannot be run (`equivalence` is None), `excerpts` compares parts of it around the rewrites.
+    """
     start = time.perf_counter()
     try:
         result = one.run(candidate, context)
@@ -104,8 +109,11 @@ def attempt(
     try:
         infer_shapes(candidate)
         verifier.verify(candidate)
-        compared = equivalence if one.fidelity is Fidelity.EXACT else None
-        found = None if compared is None else compared.compare(candidate)
+        found = None
+        if one.fidelity is Fidelity.EXACT and equivalence is not None:
+            found = equivalence.compare(candidate)
+        elif one.fidelity is Fidelity.EXACT and excerpts is not None:
+            found = excerpts(result)
     except JoulecError as error:
         return Attempt(result, seconds, reason=str(error), error=error)
     except Exception as error:  # noqa: BLE001 - what a broken result provokes in the checks is the pass's fault too
@@ -145,7 +153,7 @@ class Pipeline:
             step = run.step(one)
             for observer in self.observers:
                 observer.after_pass(index, total, step, run.module)
-        return Outcome(run.module, tuple(run.steps), tuple(run.notes))
+        return Outcome(run.module, tuple(run.steps), (*run.notes, *run.said_of_excerpts()))
 
 
 class _Run:
@@ -160,6 +168,7 @@ class _Run:
         self._note(infer_shapes(self.module))
         self.verifier = Verifier(self.module)
         self._note(self.verifier.known_problem and f"input model: {self.verifier.known_problem}")
+        self.excerpts = Excerpts(context.runner) if context.excerpts and context.runner is not None else None
         self.equivalence = self._equivalence()
         self.price = self._price(self.module)
 
@@ -186,7 +195,7 @@ class _Run:
         """Run one pass on a copy; adopt the copy if everything holds."""
         nodes, price = self.module.node_count(), self.price
         candidate, self.spare = self.spare or self.module.clone(), None
-        tried = attempt(one, candidate, self.context, self.verifier, self.equivalence)
+        tried = attempt(one, candidate, self.context, self.verifier, self.equivalence, self._parts(one))
         result, reason = tried.result, tried.reason
         status: Status = "rolled back" if reason else "applied" if result.changed else "unchanged"
         if reason is None:
@@ -198,6 +207,17 @@ class _Run:
         )  # fmt: skip
         self.steps.append(step)
         return step
+
+    def _parts(self, one: Pass) -> Callable[[PassResult], Deviation | None] | None:
+        excerpts, before = self.excerpts, self.module
+        return None if excerpts is None else lambda result: excerpts.compare(before, one, result, self.context)
+
+    def said_of_excerpts(self) -> list[str]:
+        """What was compared instead of the whole, in one line."""
+        if self.excerpts is None:
+            return []
+        done, left = self.excerpts.compared, self.excerpts.skipped
+        return [f"excerpts around what the passes changed: {done} run and compared, {left} could not be run alone"]
 
     def _adopt(self, one: Pass, candidate: Module, changed: bool) -> None:
         if not changed:
