@@ -41,11 +41,7 @@ class ShapeFacts:
 
     @classmethod
     def of(cls, module: Module) -> ShapeFacts:
-        """Sweep over all graphs of `module`, unless that was done since the last change."""
-        return module.derive("shape-facts", lambda: cls._found(module))
-
-    @classmethod
-    def _found(cls, module: Module) -> ShapeFacts:
+        """Sweep over all graphs of `module`. Facts belong to its own values, so a copy of it has none of them."""
         named = (dim.value for value in module.graph.inputs for dim in value.shape or () if not isinstance(dim, int))
         found = cls(inputs=frozenset(name for name in named if name is not None and _is_name(name)))
         found._all(module)

@@ -114,7 +114,6 @@ def test_a_body_has_symbols_of_its_own(parse: Parse) -> None:
     assert ShapeFacts.of(module).shape(inner) == ShapeFacts.of(module).shape(value(module, "x"))
     branch[0].domain = "mine"
     inner.shape = ir.Shape(["N"])
-    module.changed()
     facts = ShapeFacts.of(module)
     assert facts.shape(inner) != facts.shape(value(module, "x"))
 
@@ -210,3 +209,10 @@ def test_a_size_is_positive_where_a_reshape_would_fail_otherwise(parse: Parse) -
 )
 def test_a_size_that_may_be_zero_is_not_fitted_beside(target: str, parse: Parse) -> None:
     assert [0, -1, 4] not in resolved(FIRST + target, parse)
+
+
+def test_a_copy_has_facts_of_its_own(parse: Parse) -> None:
+    module = parse("agraph (float[N,M] x) => (int64[2] y) { y = Shape(x) }")
+    assert ShapeFacts.of(module).get(value(module, "y")) is not None
+    copy = module.clone()
+    assert ShapeFacts.of(copy).get(value(copy, "y")) is not None
