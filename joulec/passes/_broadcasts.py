@@ -9,6 +9,7 @@ from joulec.ir import walk
 from joulec.ir.dims import ELEMENTWISE, Dims, broadcast
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.values import constant_tensor
+from joulec.passes._affine import is_normalized
 from joulec.passes._reshapes import ShapeRule
 
 BROADCASTING = frozenset(ELEMENTWISE.split()) - {"Sum", "Mean"}
@@ -102,18 +103,6 @@ class NeutralOperand(ShapeRule):
             if number is not None and number == neutral and same and not (neutral == 0 and np.signbit(number)):
                 return node.inputs[1 - index]
         return None
-
-
-def is_normalized(value: ir.Value) -> bool:
-    """Whether `value` is (x - mean) / sqrt(variance): runtimes look for the scale and the shift behind it, idle or not.
-
-    Without them a layer normalization runs as seven operators instead of one.
-    """
-    node = value.producer()
-    if node is None or not walk.is_onnx(node, "Div") or node.inputs[0] is None or node.inputs[1] is None:
-        return False
-    above, below = node.inputs[0].producer(), node.inputs[1].producer()
-    return above is not None and below is not None and walk.is_onnx(above, "Sub") and walk.is_onnx(below, "Sqrt")
 
 
 MAX_READ = 1 << 16

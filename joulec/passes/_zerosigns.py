@@ -10,7 +10,8 @@ from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at
-from joulec.passes._broadcasts import is_normalized, uniform
+from joulec.passes._affine import is_normalized
+from joulec.passes._broadcasts import uniform
 from joulec.passes._reshapes import ShapeRule
 
 MASKING = frozenset(

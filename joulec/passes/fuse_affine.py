@@ -11,7 +11,16 @@ from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, rank, sole_consumer
-from joulec.passes._affine import AFFINE, LINEAR, Affine, affine_of, halves_gelu, is_linear, vector_constant
+from joulec.passes._affine import (
+    AFFINE,
+    LINEAR,
+    Affine,
+    affine_of,
+    halves_gelu,
+    in_layer_norm,
+    is_linear,
+    vector_constant,
+)
 from joulec.passes._affine_chain import IntoBatchNormalization, MergeConstants, ScaleBeforeShift
 from joulec.passes._affine_moves import AffineBeforeMovement, AffineUnderTranspose, scale_and_shift
 from joulec.passes._linear import Linear, bias_numbers, count_fusion, linear_of, refit, require_width
@@ -114,6 +123,8 @@ class ScaleBefore(Rule):
             raise Refused(f"{walk.label(source)} before it is used elsewhere too")
         if halves_gelu(source, flows):
             raise Refused(f"{walk.label(source)} ends a GELU, which runtimes fuse only as a whole")
+        if in_layer_norm(flows):
+            raise Refused(f"{walk.label(source)} ends a layer normalization, which runtimes fuse only as a whole")
         if source.op_type != "BatchNormalization":  # which cannot widen
             require_width(flows, linear.channel_axis, max(affine.scale.size, affine.shift.size))
         count_fusion(linear, self._times)

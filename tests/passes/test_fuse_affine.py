@@ -240,6 +240,20 @@ def test_what_is_no_affine_map_stays(body: str) -> None:
     assert unchanged(module, FuseAffine()) == set()
 
 
+@pytest.mark.parametrize("tail", ["m = Mul(n, g)", "k = Mul(n, g) m = Add(k, h)"])
+def test_the_scale_and_shift_of_a_layer_normalization_stay(tail: str) -> None:
+    """Runtimes fuse the whole of it, and only the whole: without them it would run as seven operators."""
+    module = build(
+        "(float[N,5,4] x) => (float[N,5,6] y) { a = ReduceMean<axes = [-1]>(x) d = Sub(x, a) q = Mul(d, d) "
+        f"v = ReduceMean<axes = [-1]>(q) e = Add(v, tiny) r = Sqrt(e) n = Div(d, r) {tail} y = MatMul(m, w) }}", 16,
+        w=numbers(4, 6), g=numbers(4), tiny=np.array(1e-5, np.float32), **({"h": numbers(4, seed=1)} if "Add" in tail else {}),
+    )  # fmt: skip
+    assert {reason.split("' ")[-1] for reason in unchanged(module, FuseAffine())} <= {
+        "Mul ends a layer normalization, which runtimes fuse only as a whole",
+        "Add ends a layer normalization, which runtimes fuse only as a whole",
+    }
+
+
 def test_a_weight_that_callers_may_feed_stays() -> None:
     module = build("(float[N,4,8,8] x, float[6,4,3,3] w) => (float[N,6,6,6] y) { c = Conv(x, w) y = Mul(c, s) }", **C)
     assert unchanged(module, FuseAffine()) == {"weight 'w' is a graph input that callers may feed"}
