@@ -77,7 +77,7 @@ def one(source: Source, tools: Sequence[str], seconds: float) -> dict[str, Any]:
             result = child(["run", tool, str(path), str(target)], seconds)
             if "error" not in result:
                 result["growth"] = target.stat().st_size / path.stat().st_size
-                if source.runs:
+                if source.runs and tool != "onnxruntime":
                     how = json.dumps([source.shapes, source.values])
                     result |= child(["compare", str(path), str(target), how], seconds)
             found["tools"][tool] = result
@@ -162,9 +162,19 @@ def _nodes(result: dict[str, Any], best: int) -> str:
     return text + (" !" if result.get("difference") else "")
 
 
+def kept(tools: Sequence[str]) -> dict[str, Any]:
+    """The rows of an earlier run with the same tools, which `--models` leaves as they are."""
+    if not RESULTS.is_file():
+        return {}
+    earlier = json.loads(RESULTS.read_text())
+    return dict(earlier["models"]) if earlier["tools"] == list(tools) else {}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", metavar="TEXT", nargs="*", default=[], help="only models named like one of these")
+    parser.add_argument(
+        "--models", metavar="TEXT", nargs="*", default=[], help="only models named like one of these; other rows stay"
+    )
     parser.add_argument("--tools", nargs="*", choices=TOOLS, default=TOOLS, help="only these tools")
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit of one tool on one model")
@@ -175,6 +185,7 @@ def main() -> int:
     chosen = [s for s in chosen if not options.models or any(text.lower() in s.name.lower() for text in options.models)]
     models = {source.name: one(source, tools, options.seconds) for source in chosen}
     numbered = {t: importlib.metadata.version(t) for t in tools if t in PEERS}
+    models = (kept(tools) | models) if options.models else models
     data = {"cpu": cpu(), "versions": versions() | numbered, "tools": tools, "models": models}
     if not options.no_write:
         RESULTS.parent.mkdir(exist_ok=True)
