@@ -210,3 +210,16 @@ def test_masks_follow_layout_and_nothing_else() -> None:
 def test_nothing_random_and_nothing_with_a_body_is_foldable() -> None:
     assert not {name for name in FOLDABLE if "Random" in name}
     assert FOLDABLE.isdisjoint({"If", "Loop", "Scan", "Bernoulli", "Multinomial", "Dropout", "LSTM", "SequenceAt"})
+
+
+def test_a_scalar_stays_one_when_it_is_laid_out_anew():
+    """numpy's contiguous copies are vectors at least."""
+    moved = result("Transpose", [np.int64(5)])
+    assert (moved.shape, moved.tolist()) == ((), 5)
+
+
+@pytest.mark.parametrize("kind", [ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2])
+def test_what_would_come_back_as_bare_bytes_is_not_evaluated(kind: ir.DataType):
+    """ONNX Runtime returns float8 as uint8, which is another type."""
+    with pytest.raises(NotEvaluated, match="element type of its result"):
+        result("Cast", [np.ones(2, np.float32)], {"to": int(kind)})
