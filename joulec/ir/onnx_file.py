@@ -114,10 +114,19 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
         notes += ("training information (training_info) is left out: inference has no use for it",)
     try:
         model = ir.from_proto(proto)
+        _declare_inputs(model, proto)
         _write_structure(model)  # some is read and cannot be written: text that is not UTF-8, untyped attributes
     except Exception as error:  # onnx_ir wraps whatever it meets; all of it means a malformed model
         raise InputError(f"{source.name}: malformed model: {_root_cause(error)}") from error
     return _finish(model, source, path, notes)
+
+
+def _declare_inputs(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """An input that is an output as well is one value with two declarations: the input's holds, callers feed by it."""
+    declared = {value.name: value for value in proto.graph.input}
+    for value in model.graph.inputs:
+        if value.is_graph_output() and value.name in declared:
+            ir.serde.deserialize_value_info_proto(declared[value.name], value)
 
 
 def _write_structure(model: ir.Model) -> None:

@@ -213,3 +213,11 @@ def test_precision_is_told_without_running() -> None:
     ]
     assert precision_of(read(model(nodes, [scale, zero]))) == "quantized"
     assert precision_of(read(model([oh.make_node("Relu", ["x"], ["y"])]))) == "float32"
+
+
+def test_an_input_that_is_an_output_keeps_its_own_declaration():
+    graph = oh.make_graph(
+        [], "g", [oh.make_tensor_value_info("x", FLOAT, ["N", 4])], [oh.make_tensor_value_info("x", FLOAT, [None, None])]
+    )
+    module = read(oh.make_model(graph, opset_imports=[oh.make_opsetid("", 18)], ir_version=9))
+    assert str(module.graph.inputs[0].shape) == "[N,4]"
