@@ -137,6 +137,8 @@ def _attribute_tensors(nodes: object) -> Iterator[onnx.TensorProto]:
 
 def _tensors_of(attributes: object) -> Iterator[onnx.TensorProto]:
     for attribute in attributes:  # type: ignore[attr-defined]
+        if attribute.ref_attr_name:  # a function's attribute, whose value stands at each call
+            continue
         if attribute.type == onnx.AttributeProto.TENSOR:
             yield attribute.t
         elif attribute.type == onnx.AttributeProto.TENSORS:

@@ -309,6 +309,8 @@ class Rewriter:
         scope = self._observe()
         if value is None:
             node.attributes.pop(name, None)
+        elif isinstance(value, list) and not value:  # onnx_ir guesses types by elements; passes set lists of integers
+            node.attributes[name] = ir.AttrInt64s(name, ())
         else:
             node.attributes[name] = ir.convenience.convert_attribute(name, value)
         scope.lineage.edited[node] = None

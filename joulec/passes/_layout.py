@@ -45,12 +45,12 @@ def then(first: Sequence[int], second: Sequence[int]) -> Perm:
 
 
 def perm_of(node: ir.Node | None) -> Perm | None:
-    """The permutation of a Transpose whose rank is known; None for anything else."""
+    """The permutation of a Transpose, if it or the rank is known; None for anything else."""
     if node is None or not walk.is_onnx(node, "Transpose"):
         return None
-    given = attribute(node, "perm")
+    given = node.attributes.get("perm")
     if given is not None:
-        return tuple(given)
+        return None if given.is_ref() else tuple(given.as_ints())  # a function's attribute: another one at each call
     dims = rank(node.inputs[0])
     return None if dims is None else tuple(reversed(range(dims)))
 
