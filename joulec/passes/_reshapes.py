@@ -14,7 +14,7 @@ from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.symbolic import Element, Symbols
 from joulec.ir.values import attribute, constant, sole_consumer
-from joulec.passes._layout import inverse, perm_of
+from joulec.passes._layout import Perm, inverse, perm_of
 
 RELAYOUTS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -199,17 +199,26 @@ def _ones_between(short: Dims, long: Dims) -> list[int] | None:
     return axes if at == len(short) else None
 
 
+def _turned(node: ir.Node) -> tuple[ir.Node, Perm, ir.Node] | None:
+    """The Transpose that `node` reads, its permutation, and the node that it reads itself."""
+    turn = node.inputs[0].producer() if node.inputs[0] is not None else None
+    perm = perm_of(turn)
+    if turn is None or perm is None or turn.inputs[0] is None:
+        return None
+    first = turn.inputs[0].producer()
+    return None if first is None else (turn, perm, first)
+
+
 class ReshapeAcrossTranspose(ShapeRule):
     """Reshape(Transpose(Reshape(x))) -> Transpose(Reshape(x)), where the last one only splits a dimension back."""
 
     ops = ("Reshape",)
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
-        turn = node.inputs[0].producer() if node.inputs[0] is not None else None
-        perm = perm_of(turn)
-        first = turn.inputs[0].producer() if turn is not None and turn.inputs[0] is not None else None
-        if turn is None or perm is None or first is None or not walk.is_onnx(first, *RELAYOUTS):
+        found = _turned(node)
+        if found is None or not walk.is_onnx(found[2], *RELAYOUTS):
             return
+        turn, perm, first = found
         if sole_consumer(turn.outputs[0]) is not node:
             return
         source, wanted = first.inputs[0], self.dims(node.outputs[0])
@@ -266,11 +275,10 @@ class UnitTranspose(ShapeRule):
     ops = ("Squeeze", "Reshape")
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
-        turn = node.inputs[0].producer() if node.inputs[0] is not None else None
-        perm = perm_of(turn)
-        first = turn.inputs[0].producer() if turn is not None and turn.inputs[0] is not None else None
-        if turn is None or perm is None or first is None or not walk.is_onnx(first, "Unsqueeze", "Reshape"):
+        found = _turned(node)
+        if found is None or not walk.is_onnx(found[2], "Unsqueeze", "Reshape"):
             return
+        turn, perm, first = found
         if sole_consumer(turn.outputs[0]) is not node:
             return
         source, raised, wanted = first.inputs[0], self.dims(first.outputs[0]), self.dims(node.outputs[0])

@@ -149,7 +149,8 @@ class AddedZero(ShapeRule):
     def _is_exact(self, node: ir.Node, zero: ir.Value | None) -> bool:
         if zero is None or zero.dtype is None or not zero.dtype.is_floating_point():
             return True
-        return bool(np.signbit(uniform(zero) or 0.0)) == (node.op_type == "Add")
+        number = uniform(zero)  # -0.0 is false
+        return number is not None and bool(np.signbit(number)) == (node.op_type == "Add")
 
     def _signs(self) -> ZeroSigns:
         if self._found is None:

@@ -41,3 +41,14 @@ def test_no_pass_fails_on_a_malformed_node(one: Pass, inputs: tuple[str, ...], c
     for opset in (9, 17):
         module = Module(ir.from_proto(malformed(inputs, opset, constant=constant)))
         one.run(module, Context(TARGET))
+
+
+@pytest.mark.parametrize("one", PASSES.values(), ids=PASSES)
+def test_no_pass_fails_behind_nodes_that_read_nothing(one: Pass) -> None:
+    """Every operator on what a random operator, and one of an unknown domain, make of nothing."""
+    nodes = [helper.make_node("RandomNormal", [], ["r"], shape=[1, 2]), helper.make_node("Make", [], ["m"], domain="local")]
+    for source in ("r", "m"):
+        nodes += [helper.make_node(op, [source] * count, [f"{op}{source}{count}"]) for op in OPERATORS for count in (1, 2)]
+    graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("Addr2", TensorProto.FLOAT, None)])
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    one.run(Module(ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=8))), Context(TARGET))

@@ -128,6 +128,15 @@ def test_an_added_zero_stays_where_its_sign_shows(body: str, parse: Parse) -> No
     assert "adding 0 turns -0.0 into 0.0, which an output may show" in why
 
 
+@pytest.mark.parametrize(("op", "left"), [("Sub", ["Sub", "Neg"]), ("Add", ["Neg"])])
+def test_a_negative_zero_is_idle_where_it_is_added_only(op: str, left: list[str], parse: Parse) -> None:
+    """-0.0 - -0.0 is 0.0, and -0.0 + -0.0 is -0.0."""
+    module = parse(f"agraph (float[N,4] x) => (float[N,4] y) <float[1] zero = {{-0.0}}> {{ a = {op}(x, zero) y = Neg(a) }}")
+    assert np.signbit(module.graph.initializers["zero"].const_value.numpy()).all()
+    apply(module, SimplifyMovement(), {"x": X})
+    assert ops(module) == left
+
+
 def test_idle_scale_and_shift_of_a_normalization_stay(parse: Parse) -> None:
     body = (
         "m = ReduceMean<keepdims=1>(x, first) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<keepdims=1>(q, first) "
