@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnx.printer
 import onnx_ir as ir
-from hypothesis import HealthCheck, Phase, assume, given, note, settings
+from campaign import campaign
+from hypothesis import assume, given, note
 from random_graphs import Grown, graphs
 
 from joulec.errors import JoulecError
@@ -69,16 +70,7 @@ def same(actual: np.ndarray, expected: np.ndarray, exact: bool) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, equal_nan=True)
 
 
-SETTINGS = settings(
-    max_examples=80,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-)
-
-
-@SETTINGS
+@campaign(80)
 @given(graphs())
 def test_exact_passes_keep_what_a_graph_computes(grown: Grown) -> None:
     module = Module(ir.from_proto(grown.model))
@@ -97,7 +89,7 @@ def test_exact_passes_keep_what_a_graph_computes(grown: Grown) -> None:
             agree(run(module, feed), expected, grown.exact)
 
 
-@SETTINGS
+@campaign(80)
 @given(graphs())
 def test_a_raised_opset_keeps_what_a_graph_computes(grown: Grown) -> None:
     module = Module(ir.from_proto(grown.model))

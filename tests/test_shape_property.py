@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnx.printer
 import onnx_ir as ir
-from hypothesis import HealthCheck, assume, given, note, settings
+from campaign import campaign
+from hypothesis import assume, given, note
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -263,10 +264,9 @@ def value(element: Element, sizes: dict[str, int], facts: ShapeFacts, module: Mo
     return total
 
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@SETTINGS
+@campaign(150)
 @given(models())
 def test_facts_are_what_a_runtime_computes(model: onnx.ModelProto) -> None:
     module = Module(ir.from_proto(model))
@@ -289,7 +289,7 @@ def test_facts_are_what_a_runtime_computes(model: onnx.ModelProto) -> None:
                 assert [e if e is not None else a for e, a in zip(elements, actual.ravel(), strict=True)] == actual.ravel().tolist()
 
 
-@SETTINGS
+@campaign(150)
 @given(models())
 def test_rewrites_hold_for_every_size(model: onnx.ModelProto) -> None:
     module = Module(ir.from_proto(model))
