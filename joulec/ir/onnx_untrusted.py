@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -14,6 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from joulec.errors import InputError
+from joulec.ir.onnx_attributes import check_attributes
+from joulec.ir.walk import ONNX_DOMAINS
 
 MAX_NESTING = 32
 """Subgraphs within subgraphs; exporters stay below five."""
@@ -38,11 +40,10 @@ def check(proto: onnx.ModelProto, source: Source) -> None:
 
     Raises:
         InputError: a tensor whose size contradicts its bytes, external data outside the model's folder, nesting
-            beyond `MAX_NESTING`, a Split that claims more outputs than it has, a value of more dimensions than
-            `MAX_RANK`, or an attribute that refers to a function's although it stands in none.
+            beyond `MAX_NESTING`, an attribute that a standard operator does not have so, a value of more dimensions
+            than `MAX_RANK`, or an attribute that refers to a function's although it stands in none.
     """
-    for nodes in (*(graph.node for graph in graphs(proto, source)), *(f.node for f in proto.functions)):
-        _check_splits(nodes, source)
+    _check_attributes(proto, source)
     for graph in graphs(proto, source):
         _check_ranks(graph, source)
     for graph in _nested([proto.graph], 0, source):
@@ -55,13 +56,17 @@ def check(proto: onnx.ModelProto, source: Source) -> None:
             _check_inline(tensor, source)
 
 
-def _check_splits(nodes: object, source: Source) -> None:
-    """onnx's shape inference allocates what `num_outputs` says before it counts."""
-    for node in nodes:  # type: ignore[attr-defined]
-        for attribute in node.attribute:
-            if attribute.name == "num_outputs" and attribute.i > len(node.output):
-                label = f"{node.op_type} '{node.name or node.output[0]}'"
-                raise InputError(f"{source.name}: {label} claims {attribute.i} outputs, it has {len(node.output)}")
+def _check_attributes(proto: onnx.ModelProto, source: Source) -> None:
+    for graph in _nested([proto.graph], 0, source):
+        check_attributes(graph.node, _version(proto.opset_import), source.name)
+    for function in proto.functions:
+        bodies = _nested(list(_subgraphs(function.node)), 1, source)
+        for nodes in (function.node, *(graph.node for graph in bodies)):
+            check_attributes(nodes, _version(function.opset_import), source.name)
+
+
+def _version(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    return next((entry.version for entry in imports if entry.domain in ONNX_DOMAINS), 1)
 
 
 def _check_ranks(graph: onnx.GraphProto, source: Source) -> None:
