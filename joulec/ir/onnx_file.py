@@ -151,9 +151,19 @@ def _check_header(proto: onnx.ModelProto, source: Source) -> None:
         raise InputError(f"{source.name}: the model's graph is empty: it has no outputs")
     _check_versions(proto, source)
     for graph in onnx_untrusted.graphs(proto, source):
-        for tensor in graph.initializer:
-            if not tensor.name:
-                raise InputError(f"{source.name}: an initializer of graph '{graph.name}' has no name")
+        _check_initializer_names(graph, source)
+
+
+def _check_initializer_names(graph: onnx.GraphProto, source: Source) -> None:
+    """Of two initializers of one name ONNX Runtime takes the last if they are small, and the first if they are not."""
+    seen: dict[str, onnx.TensorProto] = {}
+    for tensor in graph.initializer:
+        if not tensor.name:
+            raise InputError(f"{source.name}: an initializer of graph '{graph.name}' has no name")
+        first = seen.setdefault(tensor.name, tensor)
+        if first is not tensor and first != tensor:
+            where = f"initializer '{tensor.name}' of graph '{graph.name}'"
+            raise InputError(f"{source.name}: {where} is there twice, with different numbers")
 
 
 def _check_versions(proto: onnx.ModelProto, source: Source) -> None:

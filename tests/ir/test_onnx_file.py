@@ -221,3 +221,11 @@ def test_an_input_that_is_an_output_keeps_its_own_declaration():
     )
     module = read(oh.make_model(graph, opset_imports=[oh.make_opsetid("", 18)], ir_version=9))
     assert str(module.graph.inputs[0].shape) == "[N,4]"
+
+
+def test_two_initializers_of_one_name_must_be_the_same():
+    """Runtimes differ, and one of them by size, in which of them they take."""
+    ones, twos = (onh.from_array(np.full(2, number, np.float32), "w") for number in (1, 2))
+    assert list(read(model([add()], [ones, ones])).graph.initializers) == ["w"]
+    with pytest.raises(InputError, match="initializer 'w' of graph 'g' is there twice, with different numbers"):
+        read(model([add()], [ones, twos]))
