@@ -276,7 +276,9 @@ def _random(wanted: Mapping[str, Slot], shapes: Shapes, count: int, seed: int, k
     if seed < 0:
         raise InputError(f"seed {seed}: must be 0 or larger")
     sizes = concrete_shapes(wanted, shapes)
-    total = sum(math.prod(sizes[name]) * max(slot.dtype.itemsize, 1) for name, slot in wanted.items())
+    # numpy counts what it would need without the dimensions that are 0
+    counts = {name: math.prod(dim for dim in size if dim) for name, size in sizes.items()}
+    total = sum(counts[name] * max(slot.dtype.itemsize, 1) for name, slot in wanted.items())
     if total > NpzLimits().piece:
         raise InputError(f"one {kind} feed needs {total / GIB:.1f} GiB; give smaller dimensions with --shape")
 

@@ -11,6 +11,9 @@ import onnx_ir as ir
 from joulec.ir.values import Array, attribute, constant, constant_tensor
 from joulec.ir.walk import is_onnx
 
+MAX_RANK = 64
+"""Dimensions that numpy can hold."""
+
 MAX_ELEMENTS = 1 << 40
 """A generator that promises more than this is not read: its numbers could not be used anyhow."""
 
@@ -80,7 +83,7 @@ def _expanded(node: ir.Node) -> Compact | None:
 
 def _dims(node: ir.Node, index: int) -> tuple[int, ...] | None:
     given = constant(node.inputs[index])
-    if given is None or given.ndim != 1 or np.any(given < 0):
+    if given is None or given.ndim != 1 or given.size > MAX_RANK or np.any(given < 0):
         return None
     dims = tuple(int(dim) for dim in given)
     return dims if math.prod(dims) <= MAX_ELEMENTS else None

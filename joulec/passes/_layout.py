@@ -45,14 +45,16 @@ def then(first: Sequence[int], second: Sequence[int]) -> Perm:
 
 
 def perm_of(node: ir.Node | None) -> Perm | None:
-    """The permutation of a Transpose, if it or the rank is known; None for anything else."""
+    """The permutation of a Transpose, if it or the rank is known; None for anything else, and for a malformed one."""
     if node is None or not walk.is_onnx(node, "Transpose"):
         return None
-    given = node.attributes.get("perm")
-    if given is not None:
-        return None if given.is_ref() else tuple(given.as_ints())  # a function's attribute: another one at each call
-    dims = rank(node.inputs[0])
-    return None if dims is None else tuple(reversed(range(dims)))
+    given, dims = node.attributes.get("perm"), rank(node.inputs[0])
+    if given is None:
+        return None if dims is None else tuple(reversed(range(dims)))
+    if given.is_ref():
+        return None  # a function's attribute: another one at each call
+    perm = tuple(given.as_ints())
+    return perm if sorted(perm) == list(range(len(perm))) and dims in (None, len(perm)) else None
 
 
 def data_inputs(node: ir.Node, dims: int, opset: int) -> list[int] | None:

@@ -126,6 +126,8 @@ def test_a_shape_given_for_one_input_binds_its_symbols_in_the_others():
 def test_synthetic_feeds_are_labelled_and_bounded():
     feeds = synthetic_feeds(X, {"batch": 2}, count=3)
     assert (feeds.kind, feeds.count) == ("synthetic", 3)
+    with pytest.raises(InputError, match="give smaller dimensions with --shape"):  # numpy counts without the 0
+        synthetic_feeds([model_input(shape=(0, 1 << 62, 2))])
     with pytest.raises(InputError, match="give smaller dimensions with --shape"):
         synthetic_feeds(X, {"batch": 1 << 31})
     with pytest.raises(InputError, match="declares no shape"):

@@ -118,3 +118,4 @@ def test_what_is_read_without_being_stored() -> None:
     assert held("w = Expand(x, f)", f=np.array([3], np.int64)) is None
     assert held("w = ConstantOfShape(f)", f=np.array([1 << 62], np.int64)) is None
     assert held("w = ConstantOfShape(f)", f=np.array([-1], np.int64)) is None
+    assert held("w = ConstantOfShape(f)", f=np.ones(1024, np.int64)) is None  # more dimensions than numpy has

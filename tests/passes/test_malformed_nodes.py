@@ -52,3 +52,17 @@ def test_no_pass_fails_behind_nodes_that_read_nothing(one: Pass) -> None:
     graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("Addr2", TensorProto.FLOAT, None)])
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     one.run(Module(ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=8))), Context(TARGET))
+
+
+@pytest.mark.parametrize("one", PASSES.values(), ids=PASSES)
+@pytest.mark.parametrize("perm", [[1], [0, 2], [1, 1], [-1, 0], [2, 1, 0]])
+def test_a_perm_that_is_no_permutation_is_left_alone(one: Pass, perm: list[int]) -> None:
+    shape = numpy_helper.from_array(np.array([2, 3]), "s")
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["a"]), helper.make_node("Transpose", ["a"], ["b"], perm=perm)]
+    nodes += [helper.make_node("Transpose", ["b"], ["c"], perm=perm), helper.make_node("Squeeze", ["c"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [6]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [shape])
+    module = Module(ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    (node,) = (node for node in module.graph if node.name == "" and node.outputs[0].name == "a")
+    node.outputs[0].shape = ir.Shape([2, 3])
+    one.run(module, Context(TARGET))
