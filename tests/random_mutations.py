@@ -55,7 +55,9 @@ def input_to_constant(choose: Chooser, model: Model) -> None:
     name = graph.input[index].name
     if name in {output.name for output in graph.output}:
         return
-    graph.initializer.append(tensor(model.feed.pop(name), name))
+    kept = [one for one in graph.initializer if one.name != name]  # it may have been a default
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, tensor(model.feed.pop(name), name)])
     del graph.input[index]
 
 
