@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import cache
 
@@ -52,25 +53,29 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def is_onnx(node: ir.Node, *op_types: str) -> bool:
     """Whether `node` is one of `op_types` of the standard ONNX domain (any ONNX operator if none is given).
 
-    A node with inputs or outputs missing that every version of its operator requires is none: whoever asks goes on to
-    read them. No runtime loads such a model, but a pass must leave it alone all the same.
+    A node with inputs or outputs missing that every version of its operator requires is none, nor one with more than
+    any version has: whoever asks goes on to read them. No runtime loads such a model, but a pass must leave it alone
+    all the same.
     """
     if node.domain not in ONNX_DOMAINS or (op_types and node.op_type not in op_types):
         return False
-    required, outputs = _arity(node.op_type)
+    required, most_inputs, outputs, most_outputs = _arity(node.op_type)
     inputs = node.inputs
-    if len(inputs) < required or len(node.outputs) < outputs:
+    if not (required <= len(inputs) <= most_inputs and outputs <= len(node.outputs) <= most_outputs):
         return False
     return required == 0 or None not in inputs[:required]
 
 
 @cache
-def _arity(op_type: str) -> tuple[int, int]:
-    """(leading inputs that are never left out, outputs that there are at least), over all versions of an operator."""
+def _arity(op_type: str) -> tuple[int, int, int, int]:
+    """(Leading inputs that are never left out, inputs at most, outputs at least and at most), over all versions."""
     schemas = [schema for schema in _standard_schemas() if schema.name == op_type]
     if not schemas:
-        return 0, 0
-    return min(map(_required, schemas)), min(schema.min_output for schema in schemas)
+        return 0, sys.maxsize, 0, sys.maxsize
+    return (
+        min(map(_required, schemas)), max(schema.max_input for schema in schemas),
+        min(schema.min_output for schema in schemas), max(schema.max_output for schema in schemas),
+    )  # fmt: skip
 
 
 @cache

@@ -66,3 +66,13 @@ def test_a_perm_that_is_no_permutation_is_left_alone(one: Pass, perm: list[int])
     (node,) = (node for node in module.graph if node.name == "" and node.outputs[0].name == "a")
     node.outputs[0].shape = ir.Shape([2, 3])
     one.run(module, Context(TARGET))
+
+
+@pytest.mark.parametrize("one", PASSES.values(), ids=PASSES)
+def test_no_pass_fails_where_nodes_return_more_than_they_have(one: Pass) -> None:
+    value = numpy_helper.from_array(np.ones(2, np.float32))
+    nodes = [helper.make_node("Constant", [], ["c", "y"], value=value)]
+    nodes += [helper.make_node(op, ["c", "c"], [f"{op}{i}" for i in range(9)], name=op) for op in OPERATORS]
+    graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("y", "Relu1")])
+    module = Module(ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)))
+    one.run(module, Context(TARGET))
