@@ -1,0 +1,163 @@
+"""The bench that all stages of a compilation work on: it runs passes, times and judges modules, and keeps the book."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from joulec.backends.base import Backend
+from joulec.compile.orders import Inputs, Orders
+from joulec.decisions import Decisions, decision_of
+from joulec.describe import step_report
+from joulec.energy.model import EnergyModel
+from joulec.ir.module import Module
+from joulec.ir.runner import Runner
+from joulec.ir.session import SessionOptions
+from joulec.passes.base import Context, Pass
+from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
+from joulec.payoff import Paired, confirm_slower, time_pair
+from joulec.report.data import Decision, StepReport
+
+
+@dataclass
+class Book:
+    """What was done and decided so far.
+
+    Attributes:
+        notes: things to say about it.
+        steps: passes whose result stays, in order.
+        dropped: passes that were run and then undone, with the reason.
+        choices: decisions, in the order in which they fell.
+        excluded: exact passes that are left out because they make the model slower, spelled.
+        int8: the quantization that stays, spelled; None where the model stays float.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    dropped: list[StepReport] = field(default_factory=list)
+    choices: list[Decision] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+    int8: str | None = None
+
+    def keep(self, outcome: Outcome) -> None:
+        self.steps += outcome.steps
+        self.notes += outcome.notes
+
+    def drop(self, outcome: Outcome, reason: str) -> None:
+        """Record passes that were run and then undone."""
+        self.dropped += [step_report(step, reason) for step in outcome.steps]
+
+    def choose(
+        self, what: str, kept: bool, reason: str, paired: Paired | None = None, drop: float | None = None,
+        ordered: bool = False,
+    ) -> None:  # fmt: skip
+        """Record a decision with what was measured for it."""
+        numbers = {} if paired is None else {"ratio": paired.ratio, "low": paired.low, "high": paired.high}
+        self.choices.append(decision_of(what, kept, ordered, reason, drop=drop, **numbers))
+
+
+@dataclass
+class Bench:
+    """Runs passes on modules of one compilation, and measures them.
+
+    Args:
+        base: the lowered input model, what everything is compared with.
+        backend: the target.
+        orders: what the user ordered.
+        inputs: data and probes.
+        runner: runs modules.
+        energy: prices nodes.
+        threads: intra-op threads of every session.
+        recorded: decisions to repeat instead of measuring.
+        observers: told about passes.
+        progress: told about measurements.
+    """
+
+    base: Module
+    backend: Backend
+    orders: Orders
+    inputs: Inputs
+    runner: Runner
+    energy: EnergyModel
+    threads: int = 1
+    recorded: Decisions | None = None
+    observers: Sequence[Observer] = ()
+    progress: Callable[[str, float | None], None] = lambda message, fraction: None
+    book: Book = field(default_factory=Book, init=False)
+    _drops: dict[int, tuple[Module, float]] = field(default_factory=dict, init=False)
+
+    def run(self, passes: Sequence[Pass], module: Module, *more: Observer) -> Outcome:
+        """Run passes on a module, verified as every pipeline is."""
+        context = Context(
+            target=self.backend.target,
+            feeds=self.inputs.feeds,
+            probes=self.inputs.probes,
+            obstacle=self.inputs.obstacle,
+            bindings=self.inputs.shapes,
+            runner=self.runner,
+            energy=self.energy,
+            progress=self.progress,
+        )
+        return Pipeline(passes, [*self.observers, *more]).run(module, context)
+
+    # -- time -----------------------------------------------------------------------------------------------
+
+    @property
+    def can_time(self) -> bool:
+        return bool(self.inputs.probes)
+
+    def time(self, base: Module, candidate: Module) -> Paired:
+        """Both modules side by side, as the backend would ship them."""
+        pair = self.backend.finished(base), self.backend.finished(candidate)
+        return time_pair(self.runner, *pair, self.inputs.probes[0], self._options())
+
+    def slower(self, base: Module, candidate: Module) -> Paired | None:
+        """The timing if it shows, and a longer one confirms, that the candidate is slower."""
+        pair = self.backend.finished(base), self.backend.finished(candidate)
+        paired = confirm_slower(self.runner, *pair, self.inputs.probes[0], self._options())
+        return paired if paired.slower else None
+
+    def against_input(self, module: Module) -> Paired | None:
+        """The whole build against the input model as it came, which this machine can time for the CPU only."""
+        if not self.can_time or self.backend.target.name != "cpu":
+            return None
+        self.progress("timing the result against the input", None)
+        shipped, feed = self.backend.finished(module), self.inputs.probes[0]
+        return confirm_slower(self.runner, self.base, shipped, feed, self._options())
+
+    def _options(self) -> SessionOptions:
+        return self.backend.settings(self.threads).options(self.base.origin.custom_ops)
+
+    # -- accuracy -------------------------------------------------------------------------------------------
+
+    def drop_of(self, module: Module) -> float:
+        """The drop of a module in absolute points, judged once: a metric can take minutes."""
+        if self.inputs.judge is None:
+            return 0.0
+        if id(module) not in self._drops:
+            self._drops[id(module)] = (module, self.inputs.judge.drop(module))  # the module keeps its id from reuse
+        return self._drops[id(module)][1]
+
+    def rounding(self, module: Module) -> float | None:
+        """What exact passes cost by reassociating sums, where that is more than the budget (a tiny one, or 0)."""
+        if self.inputs.judge is None or self.orders.max_drop is None:
+            return None
+        drop = self.drop_of(module)
+        return drop if drop > self.orders.max_drop else None
+
+
+def applied(outcome: Outcome) -> list[int]:
+    """Which steps changed the module."""
+    return [index for index, step in enumerate(outcome.steps) if step.status == "applied"]
+
+
+def why_unchanged(outcome: Outcome) -> str:
+    """The first thing a pipeline that changed nothing has to say about it."""
+    for step in outcome.steps:
+        if step.status == "rolled back":
+            return f"{step.spelling} was rolled back: {step.reason}"
+    for step in outcome.steps:
+        if step.result.notes and step.status == "unchanged":
+            return step.result.notes[0]
+    refused = [refusal.reason for step in outcome.steps for refusal in step.result.refusals]
+    return f"nothing could be changed ({refused[0]})" if refused else "there was nothing to change"

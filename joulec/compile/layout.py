@@ -1,0 +1,33 @@
+"""Layout: what only the processor at hand can say."""
+
+from __future__ import annotations
+
+from joulec.compile.bench import Bench
+from joulec.ir.module import Module
+from joulec.passes.pipeline import Outcome
+
+LAYOUT = "layout"
+"""What the decision about `Backend.layouts` is called."""
+
+
+def aligned(bench: Bench, module: Module) -> Module:
+    """Float images in the blocks of the runtime's kernels, where that is faster here."""
+    passes = [] if bench.book.int8 is not None or bench.orders.sparsity is not None else bench.backend.layouts()
+    known = bench.recorded and any(one.what == LAYOUT and one.kept for one in bench.recorded.decisions)
+    if not passes or known is False or (known is None and not bench.can_time):
+        return module
+    outcome = bench.run(passes, module)
+    if outcome.steps[0].status != "applied" or not (known or _faster(bench, module, outcome)):
+        return module
+    bench.book.keep(outcome)
+    return outcome.module
+
+
+def _faster(bench: Bench, module: Module, outcome: Outcome) -> bool:
+    paired = bench.time(module, outcome.module)
+    said = f"{outcome.steps[0].spelling} runs at {paired} the speed without"
+    kept = paired.faster and bench.rounding(outcome.module) is None
+    bench.book.choose(LAYOUT, kept, said, paired)
+    if not kept:
+        bench.book.drop(outcome, said)
+    return kept

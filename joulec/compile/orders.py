@@ -1,0 +1,86 @@
+"""What the user ordered, and what a module is judged on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from joulec.accuracy import Judge
+from joulec.errors import InputError
+from joulec.ir.feeds import Feed, Feeds
+from joulec.passes import spelling
+from joulec.passes.base import Pass
+from joulec.passes.quantize import Quantize
+
+DEFAULT_MAX_DROP = 0.01
+"""The accuracy budget in absolute points when the user orders nothing."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the user ordered; None means that joulec chooses.
+
+    Attributes:
+        passes: replaces the default list.
+        sparsity: share of weights to prune.
+        int8: insist on INT8, forbid it, or leave it to joulec.
+        max_drop: the accuracy budget in absolute points; None switches it off.
+        budget_given: whether `max_drop` is the user's own, so that it binds what they ordered too.
+    """
+
+    passes: tuple[Pass, ...] | None = None
+    sparsity: float | None = None
+    int8: bool | None = None
+    max_drop: float | None = DEFAULT_MAX_DROP
+    budget_given: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 <= self.sparsity <= 1:
+            raise InputError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise InputError(f"max_drop must be a number of points from 0 up, or None, not {self.max_drop}")
+        if self.passes is None:
+            return
+        if self.sparsity is not None:
+            raise InputError("--sparsity and --passes: write prune-magnitude{sparsity=...} into --passes instead")
+        if self.int8 is False and any(isinstance(one, Quantize) for one in self.passes):
+            raise InputError("--no-int8 and --passes contradict each other: --passes holds quantize")
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was ordered that must be carried out even if it is slower."""
+        return self.passes is not None or self.sparsity is not None or self.int8 is True
+
+    def spelled(self) -> tuple[str, ...]:
+        """The orders in the spelling of the command line, for the report."""
+        said = []
+        if self.passes is not None:
+            said.append(f"--passes {spelling.spell(self.passes)}")
+        if self.sparsity is not None:
+            said.append(f"--sparsity {self.sparsity:g}")
+        if self.int8 is not None:
+            said.append("--int8" if self.int8 else "--no-int8")
+        if self.budget_given:
+            said.append("--max-drop none" if self.max_drop is None else f"--max-drop {self.max_drop:g}")
+        return tuple(said)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a module is judged on.
+
+    Attributes:
+        feeds: calibration data, or None.
+        probes: a few feeds for comparing and timing; may be made up.
+        shapes: sizes of symbolic dimensions.
+        judge: scores accuracy, or None.
+        obstacle: why the input model does not run here, or None. Where it does not, there are no probes, and nothing
+            is compared, timed, calibrated or judged.
+    """
+
+    feeds: Feeds | None
+    probes: Sequence[Feed]
+    shapes: Mapping[str, int | tuple[int, ...]]
+    judge: Judge | None
+    obstacle: str | None = None
