@@ -76,6 +76,7 @@ def optimize(
     passes: str | Sequence[joulec.Pass] | None = None,
     sparsity: float | None = None,
     int8: bool | None = None,
+    keep_float: Sequence[str] = (),
     shape: Shapes | None = None,
     decisions: str | Path | None = None,
     plugins: Sequence[str] = (),
@@ -104,6 +105,7 @@ def optimize(
         passes: replaces the default pipeline: text, or passes.
         sparsity: share of weights to prune by magnitude.
         int8: True insists on INT8, False forbids it, None lets joulec decide by measurement.
+        keep_float: patterns (`conv_1*`) of node names or operator types that stay float, whoever chooses INT8.
         shape: sizes of symbolic dimensions, by symbol, or whole shapes by input name.
         decisions: decisions.json to repeat instead of measuring.
         plugins: Python files or entry points with passes of your own.
@@ -125,8 +127,9 @@ def optimize(
     ordered = spelling.parse(passes, known) if isinstance(passes, str) else passes
     budget = DEFAULT_MAX_DROP if isinstance(max_drop, _Unset) else max_drop
     orders = Orders(
-        None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset)
-    )
+        None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset),
+        tuple(keep_float),
+    )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,
         tuple(plugins), tuple(map(Path, custom_ops)), trust_code,

@@ -107,6 +107,7 @@ def optimize(
     passes: options.Passes = None,
     sparsity: options.Sparsity = None,
     int8: options.Int8 = None,
+    keep_float: options.KeepFloat = None,
     plugin: options.Plugin = None,
     config: options.Config = None,
     decisions: options.Decisions = None,

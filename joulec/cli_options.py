@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG_KEYS: Mapping[str, Any] = {
     "model": Path, "out": Path, "target": list[str], "data": str, "metric": str, "max_drop": str | float,
-    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "decisions": Path,
+    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "keep_float": list[str],
+    "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
     "threads": int, "seed": int, "device": str, "remeasure": bool,
 }  # fmt: skip
@@ -233,6 +234,13 @@ Int8 = Annotated[
         "--int8/--no-int8", panel=_ORDERS, help="Insist on INT8, or forbid it. Neither: joulec measures and decides."
     ),
 ]
+KeepFloat = Annotated[
+    list[str] | None,
+    _option(
+        "--keep-float", panel=_ORDERS, metavar="PATTERN",
+        help="Never quantize these: a node's name or operator type, * and ? as in file names; repeatable.",
+    ),
+]  # fmt: skip
 Config = Annotated[
     Path | None,
     _option("--config", metavar="FILE", help="joulec.toml: keys are option names; flags win.", panel=_MACHINE),

@@ -61,6 +61,7 @@ class Compiler(Bench):
         passes = list(self.orders.passes or ())
         if self.orders.int8 and not any(isinstance(one, Quantize) for one in passes):
             passes += [Calibrate(), Quantize()]
+        passes = self.orders.obeyed(passes)
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
         outcome = self.run([*self.backend.legalization(), *self.backend.preferences(), *passes], self.base)
         self.book.keep(outcome)

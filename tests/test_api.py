@@ -405,3 +405,19 @@ def test_an_artefact_for_another_provider_is_not_timed_on_the_cpu(model: Path, t
     joulec.optimize(model, tmp_path / "cuda", target="cuda")
     with pytest.raises(UnavailableError, match="made for CUDAExecutionProvider; joulec times on the CPU only"):
         joulec.measure(tmp_path / "cuda", against=model)
+
+
+def test_keep_float_binds_what_is_ordered_and_is_said(model: Path, data: Path, tmp_path: Path) -> None:
+    result = joulec.optimize(model, tmp_path / "out", data=data, int8=True, keep_float=["Gemm", "nothing*"])
+    module = result.modules["cpu"]
+    assert {n.op_type for n in module.graph if n.inputs[0] is not None} >= {"Gemm", "QuantizeLinear"}
+    (gemm,) = [node for node in module.graph if node.op_type == "Gemm"]
+    assert gemm.inputs[1] is not None and gemm.inputs[1].is_initializer(), "its weight is float"
+    report = result.reports["cpu"]
+    assert report.orders == ("--int8", "--keep-float Gemm", "--keep-float nothing*")
+    assert any("keep-float=nothing* fits no operator" in step.notes for step in report.steps)
+
+
+def test_an_empty_keep_float_is_refused(model: Path) -> None:
+    with pytest.raises(InputError, match="--keep-float: write one pattern a time"):
+        joulec.optimize(model, keep_float=["a;b"])

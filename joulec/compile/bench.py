@@ -98,7 +98,7 @@ class Bench:
             energy=self.energy,
             progress=self.progress,
         )
-        return Pipeline(passes, [*self.observers, *more]).run(module, context)
+        return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
 
     # -- time -----------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def _insist(bench: Bench, floating: Module) -> Module:
     bench.book.keep(outcome)
     changed = outcome.steps[-1].status == "applied"
     why = "ordered with --int8" if changed else f"ordered with --int8, but {why_unchanged(outcome)}"
-    bench.book.int8 = spelling.spell_pass(Quantize()) if changed else None
+    bench.book.int8 = outcome.steps[-1].spelling if changed else None
     bench.book.choose("INT8", changed, why, ordered=True)
     return outcome.module
 

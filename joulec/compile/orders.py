@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from joulec.accuracy import Judge
 from joulec.errors import InputError
@@ -27,6 +27,7 @@ class Orders:
         int8: insist on INT8, forbid it, or leave it to joulec.
         max_drop: the accuracy budget in absolute points; None switches it off.
         budget_given: whether `max_drop` is the user's own, so that it binds what they ordered too.
+        keep_float: patterns of node names or operator types that no quantization touches, whoever chooses it.
     """
 
     passes: tuple[Pass, ...] | None = None
@@ -34,12 +35,15 @@ class Orders:
     int8: bool | None = None
     max_drop: float | None = DEFAULT_MAX_DROP
     budget_given: bool = False
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
             raise InputError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
         if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
             raise InputError(f"max_drop must be a number of points from 0 up, or None, not {self.max_drop}")
+        if not all(pattern and ";" not in pattern for pattern in self.keep_float):
+            raise InputError("--keep-float: write one pattern a time, e.g. --keep-float 'conv_1*' --keep-float Softmax")
         if self.passes is None:
             return
         if self.sparsity is not None:
@@ -52,6 +56,10 @@ class Orders:
         """Whether anything was ordered that must be carried out even if it is slower."""
         return self.passes is not None or self.sparsity is not None or self.int8 is True
 
+    def obeyed(self, passes: Sequence[Pass]) -> list[Pass]:
+        """The same passes, with quantizations that leave alone what shall stay float."""
+        return [_keeping(one, self.keep_float) for one in passes]
+
     def spelled(self) -> tuple[str, ...]:
         """The orders in the spelling of the command line, for the report."""
         said = []
@@ -61,9 +69,16 @@ class Orders:
             said.append(f"--sparsity {self.sparsity:g}")
         if self.int8 is not None:
             said.append("--int8" if self.int8 else "--no-int8")
+        said += [f"--keep-float {pattern}" for pattern in self.keep_float]
         if self.budget_given:
             said.append("--max-drop none" if self.max_drop is None else f"--max-drop {self.max_drop:g}")
         return tuple(said)
+
+
+def _keeping(one: Pass, patterns: tuple[str, ...]) -> Pass:
+    if not patterns or not isinstance(one, Quantize):
+        return one
+    return replace(one, keep_float=tuple(dict.fromkeys((*one.keep_float, *patterns))))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal, cast
 
 import numpy as np
@@ -13,9 +12,9 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.module import Module, Range
-from joulec.ir.provenance import sources_of
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.values import Array, constant, constant_tensor, rank, sole_consumer
+from joulec.passes._patterns import first_match, unmatched
 from joulec.passes._qdq import (
     WIDEST,
     Bounds,
@@ -64,11 +63,12 @@ class Quantize(Pass):
             return PassResult.nothing(
                 "nothing to quantize: no calibrated ranges (calibrate comes first, and needs --data)"
             )
+        lost = [f"keep-float={one} fits no operator" for one in unmatched(module.model, self.keep_float)]
         rewriter = Rewriter(module, self.pass_name())
         chosen = self._choose(module, seen, scheme, rewriter)
         reduced = self._reduced(context.target)
         _Insertion(rewriter, scheme, chosen, self.weights == "channel", 63 if reduced else 127).run()
-        return PassResult.of(rewriter, self._notes(chosen, seen, reduced))
+        return PassResult.of(rewriter, [*lost, *self._notes(chosen, seen, reduced)])
 
     def _nothing_to_do(self, module: Module) -> str | None:
         if (reason := not_quantizable(module)) is not None:
@@ -79,10 +79,8 @@ class Quantize(Pass):
         return None
 
     def _veto(self, node: ir.Node, scheme: QuantizationScheme) -> str | None:
-        names = (node.name or "", node.op_type, *sources_of(node))
-        for pattern in self.keep_float:
-            if any(fnmatchcase(name, pattern) for name in names):
-                return f"kept float by keep-float={pattern}"
+        if (pattern := first_match(node, self.keep_float)) is not None:
+            return f"kept float by keep-float={pattern}"
         if self.only and node.op_type in scheme.compute and node.op_type not in self.only:
             return f"not among only={';'.join(self.only)}"
         return None

@@ -375,3 +375,9 @@ def test_seven_bits_without_vnni(cnn: Module, tmp_path: Path) -> None:
     new.write_text("flags\t\t: sse2 avx2 avx512_vnni\n")
     assert not needs_reduced_range(new)
     assert needs_reduced_range(old) == needs_reduced_range(tmp_path / "missing")
+
+
+def test_a_pattern_names_a_node_by_its_value_too_and_one_that_fits_nothing_is_said(cnn: Module) -> None:
+    _, result = kit.quantized(cnn, kit.feeds(**X), keep_float=("c2", "no-such-*"))
+    assert kit.reasons(result)["conv3"] == "kept float by keep-float=c2"
+    assert "keep-float=no-such-* fits no operator" in result.notes
