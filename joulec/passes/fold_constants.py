@@ -15,7 +15,8 @@ from joulec.ir.partial import ShapeFacts, reshape_target
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule, apply_rules
 from joulec.ir.shapes import infer_shapes
-from joulec.ir.values import Array, attribute, constant_tensor
+from joulec.ir.values import Array, attribute, constant_tensor, tensor_shape
+from joulec.passes._sequences import sequence_rules
 from joulec.passes.base import Context, Pass, PassResult, option
 from joulec.passes.inline_if import InlineIf
 
@@ -31,7 +32,7 @@ MAX_ROUNDS = 8
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Compute nodes whose inputs are constants, resolve known shapes, and inline an If whose condition is known."""
+    """Compute nodes whose inputs are constants, know shapes and sequences, and inline an If that is decided."""
 
     size_limit: int = option(MIB, "bytes that all folding together may add to the model")
 
@@ -45,7 +46,7 @@ class FoldConstants(Pass):
             infer_shapes(module)
             facts = ShapeFacts.of(module)
             folded = len(rewriter.rewrites)
-            apply_rules(rewriter, [FoldKnownShape(facts), ResolveReshape(facts)])
+            apply_rules(rewriter, [FoldKnownShape(facts), ResolveReshape(facts), KnownCastLike(), *sequence_rules()])
             if len(rewriter.rewrites) in (before, folded):  # no new constants since shapes were inferred
                 break
         return PassResult.of(rewriter)
@@ -90,9 +91,10 @@ class Fold(Rule):
         tensors = [None if value is None else constant_tensor(value) for value in node.inputs]
         if not tensors or any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
             return
-        if any(output.is_graph_output() for output in node.outputs) or any(
-            a.is_ref() for a in node.attributes.values()
-        ):
+        if any(a.is_ref() for a in node.attributes.values()):
+            return
+        named = any(output.is_graph_output() for output in node.outputs)
+        if named and node.op_type == "Identity":  # it only gives an output its name
             return
         if any(t is not None and t.dtype == ir.DataType.STRING for t in tensors):
             raise Refused("it holds strings")
@@ -103,13 +105,15 @@ class Fold(Rule):
         if (node.op_type in GENERATORS and growth > MAX_GENERATED) or not self._budget.spend(growth):
             raise Refused(f"folding it would add {growth} bytes; cheap to compute, large to store")
         mask = self._mask(node, arrays)
+        if named and mask is not None:
+            raise Refused("a graph output that is a pruned weight keeps its node")
         for output, result in zip(node.outputs, results, strict=True):
             if result is None or not output.name:
                 continue
             # laying out anew keeps the element type, also of those (int4, bfloat16) that numpy alone cannot name
             kept = tensors[0].dtype if node.op_type in RELAYOUT and tensors[0] is not None else None
             tensor = ir.tensor(result, dtype=kept)
-            rewriter.replace(output, rewriter.constant(tensor, output.name, at=node, mask=mask))
+            rewriter.replace(output, _held(output, tensor, node, rewriter, mask))
         rewriter.erase(node)
 
     def _evaluate(self, node: ir.Node, arrays: list[Array | None]) -> list[Array | None]:
@@ -128,6 +132,17 @@ class Fold(Rule):
         if masks[0] is None or (moved := relayout(node, masks[0], arrays, self._opset(node))) is None:
             raise Refused("it computes on a pruned weight, whose mask could not follow")
         return moved
+
+
+def _held(
+    output: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, rewriter: Rewriter, mask: Array | None = None
+) -> ir.Value:
+    """A constant that can stand for `output`: an initializer, or a Constant where a graph output's name is kept."""
+    if not output.is_graph_output():
+        return rewriter.constant(tensor, output.name or "constant", at=node, mask=mask)
+    (value,) = rewriter.add("Constant", [], {"value": tensor}, before=node, name=node.name)
+    value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
+    return value
 
 
 def _opsets(module: Module) -> dict[int, int]:
@@ -164,20 +179,21 @@ class FoldKnownShape(Rule):
         if known is None or numbers is None or output.dtype is None:
             return
         users = output.uses()
-        if not users:
+        if not users and not output.is_graph_output():
             rewriter.erase(node)
             return
-        if len(users) <= MAX_USERS and all(self._folds_too(usage.node) for usage in users):
+        leads = not output.is_graph_output() and len(users) <= MAX_USERS
+        if leads and all(self._folds_too(usage.node) for usage in users):
             return  # what only leads to another known value needs no constant of its own
         array = np.array(numbers, output.dtype.numpy()).reshape(() if known.rank == 0 else (-1,))
-        rewriter.replace(output, rewriter.constant(array, output.name or "shape", at=node))
+        rewriter.replace(output, _held(output, ir.tensor(array), node, rewriter))
         rewriter.erase(node)
 
     def _numbers(self, node: ir.Node) -> tuple[int, ...] | None:
         """The numbers of the only output of `node`, if all of them are known and a constant may take its place."""
         output = node.outputs[0]
         known = self._facts.facts.get(id(output))
-        if known is None or len(node.outputs) != 1 or output.is_graph_output() or output.dtype not in _INTEGERS:
+        if known is None or len(node.outputs) != 1 or output.dtype not in _INTEGERS:
             return None
         return known.numbers()
 
@@ -189,6 +205,27 @@ MAX_USERS = 16
 """Users of a known value that are asked whether they are known too, so that many users stay linear."""
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+
+
+class KnownCastLike(Rule):
+    """CastLike(x, y) -> Cast(x) to the type of y, which then need not be computed."""
+
+    ops = ("CastLike",)
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        like, output = node.inputs[1], node.outputs[0]
+        if like is None or not isinstance(like.type, ir.TensorType) or like.dtype == ir.DataType.UNDEFINED:
+            return
+        if rewriter.in_function(node):
+            raise Refused("a function may be called with other types")
+        if any(found.is_ref() for found in node.attributes.values()):
+            return
+        given = {**{name: found.value for name, found in node.attributes.items()}, "to": int(like.type.dtype)}
+        (cast,) = rewriter.add("Cast", [node.inputs[0]], given, before=node, name=node.name)
+        cast.dtype = like.type.dtype
+        cast.shape = None if output.shape is None else output.shape.copy()
+        rewriter.replace(output, cast)
+        rewriter.erase(node)
 
 
 class ResolveReshape(Rule):
