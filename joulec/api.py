@@ -19,7 +19,6 @@ from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.equal_sizes import declare_equal_sizes
-from joulec.ir.feeds import Feed
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.partial import forget_names
@@ -29,16 +28,17 @@ from joulec.passes import registry, spelling
 from joulec.passes.base import Context
 from joulec.passes.default import exact_passes
 from joulec.passes.equivalence import Deviation, require_equal
+from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline
 from joulec.passes.target import Target
 from joulec.payoff import Paired, time_pair
-from joulec.report import units
 from joulec.report.data import Report
 
 if TYPE_CHECKING:
     import onnx
 
     from joulec.ir.sandbox import Limits
+
 
 class _Unset:
     """The default of `max_drop`: a budget that the user did not choose."""
@@ -204,9 +204,6 @@ def _current(
 # -- the other commands ---------------------------------------------------------------------------------------------
 
 
-WHOLE_LIMIT = 1 << 30
-"""Bytes of weights up to which `simplify` runs the whole model to compare outputs; beyond, it runs excerpts."""
-
 SIMPLIFY = Target("simplify", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
 """No target: `simplify` keeps the input's opset and knows no kernels."""
 
@@ -269,11 +266,10 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
     """What `simplify` runs: the exact passes, verified and compared on made-up feeds."""
     with contextlib.ExitStack() as stack:
         runner = _available_runner(stack, limits)
-        large = (size := module.weight_bytes()) > WHOLE_LIMIT
-        too_large: tuple[list[Feed], str | None] = ([], f"its weights take {units.size(size)}")
-        probes, obstacle = too_large if large else synthetic_probes(module, shapes, 0)
+        large = too_large(module)
+        probes, obstacle = synthetic_probes(module, shapes, 0) if large is None else ([], large)
         context = Context(
-            SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes, excerpts=large
+            SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes, excerpts=large is not None
         )  # fmt: skip
         outcome = Pipeline(exact_passes(), observers).run(module, context)
     forget_names(outcome.module)

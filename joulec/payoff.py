@@ -16,6 +16,10 @@ from joulec.ir.values import Array
 LOADS = 5
 """Times both models are loaded afresh: where a session's memory lands biases it, and only reloading averages that."""
 
+HEAVY, HEAVY_LOADS = 1 << 30, 2
+"""Bytes of weights beyond which models are loaded only this often: it takes long, and their weights, which no cache
+holds, land everywhere in memory anyway."""
+
 BLOCKS = 6
 """Blocks of rounds per load; the unit of the bootstrap, long enough that neighbouring runs' noise averages out."""
 
@@ -59,7 +63,7 @@ class Paired:
 def time_pair(
     runner: Runner, base: Module, candidate: Module, feed: Feed, options: SessionOptions, seconds: float = 2.0
 ) -> Paired:
-    """Time two modules on one feed, interleaved, in `LOADS` fresh pairs of sessions.
+    """Time two modules on one feed, interleaved, in `LOADS` fresh pairs of sessions (`HEAVY_LOADS` for large models).
 
     Args:
         runner: where they run.
@@ -70,10 +74,11 @@ def time_pair(
         seconds: about how long to time, loading not counted.
     """
     columns: list[Array] = []
-    for load in range(LOADS):
+    loads = LOADS if max(base.weight_bytes(), candidate.weight_bytes()) <= HEAVY else HEAVY_LOADS
+    for load in range(loads):
         modules = (base, candidate) if load % 2 == 0 else (candidate, base)
         handles = [runner.load(module, options=options) for module in modules]
-        rounds = _rounds(runner.time(handles, feed, rounds=4), seconds / LOADS)
+        rounds = _rounds(runner.time(handles, feed, rounds=4), seconds / loads)
         timed = runner.time(handles, feed, rounds=rounds)
         for handle in handles:
             runner.unload(handle)

@@ -357,3 +357,15 @@ def test_an_output_of_zeros_is_said_not_hidden(tmp_path: Path) -> None:
     compiled = compiler(model, judge=judge, int8=False).compile()
     assert compiled.score == 1.0
     assert any("all zeros in the input model" in note and "'z'" in note for note in compiled.notes)
+
+
+def test_a_model_too_large_to_run_after_every_pass_is_compared_in_excerpts(
+    model: Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("joulec.passes.excerpts.WHOLE_LIMIT", 100)
+    monkeypatch.setattr("joulec.payoff.HEAVY", 100)
+    made = compiler(model, data=[])
+    notes = made.compile().notes
+    assert "outputs were not compared: its weights take 0.0 GiB" in notes
+    assert any(note.startswith("excerpts around what the passes changed: ") for note in notes)
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 8  # two pairs, 2 loads, 2 calls each

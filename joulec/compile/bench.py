@@ -14,6 +14,7 @@ from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
 from joulec.passes.base import Context, Pass
+from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
 from joulec.payoff import Paired, confirm_slower, time_pair
 from joulec.report.data import Decision, StepReport
@@ -88,11 +89,13 @@ class Bench:
 
     def run(self, passes: Sequence[Pass], module: Module, *more: Observer) -> Outcome:
         """Run passes on a module, verified as every pipeline is."""
+        large = too_large(module)
         context = Context(
             target=self.backend.target,
             feeds=self.inputs.feeds,
-            probes=self.inputs.probes,
-            obstacle=self.inputs.obstacle,
+            probes=self.inputs.probes if large is None else (),
+            obstacle=self.inputs.obstacle or large,
+            excerpts=large is not None and self.inputs.obstacle is None,
             bindings=self.inputs.shapes,
             runner=self.runner,
             energy=self.energy,

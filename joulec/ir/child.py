@@ -20,8 +20,9 @@ from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.runner import LocalRunner, Runner, options_for, with_outputs
 from joulec.ir.sandbox import Limits
-from joulec.ir.session import SessionOptions, open_session, optimized_operators
+from joulec.ir.session import SessionOptions, optimized_operators
 from joulec.ir.shapes import first_line
+from joulec.ir.staging import Staged, stage
 from joulec.ir.values import Array
 from joulec.ir.wire import ClosedError, receive, send
 
@@ -66,10 +67,9 @@ class ChildRunner(Runner):
     def _open(self, what: str, module: Module, options: SessionOptions | None) -> Answer:
         """Ask the child for `what` about a module, through a file that is gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            path = Path(folder, "model.onnx")
-            module.save(path)
+            staged = stage(module, Path(folder))
             chosen = _options_json(options or options_for(module))
-            return self._request({"do": what, "path": str(path), "options": chosen})
+            return self._request({"do": what, **staged.to_json(), "options": chosen})
 
     def unload(self, handle: int) -> None:
         if self._child is not None:
@@ -166,10 +166,10 @@ def serve(stdin: BinaryIO, stdout: BinaryIO) -> None:
 def _answer(runner: LocalRunner, message: dict[str, Any], values: dict[str, Any]) -> Answer:
     match message["do"]:
         case "load":
-            return {"handle": runner.add(open_session(message["path"], _options_from(message["options"])))}, {}
+            return {"handle": runner.add(Staged.from_json(message).open(_options_from(message["options"])))}, {}
         case "kernels":
-            options = _options_from(message["options"])
-            return {"kernels": optimized_operators(Path(message["path"]), options)}, {}
+            staged, options = Staged.from_json(message), _options_from(message["options"])
+            return {"kernels": optimized_operators(staged.source(), staged.options(options))}, {}
         case "run":
             return {}, runner.run(message["handle"], values)
         case "time":

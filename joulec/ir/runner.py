@@ -17,6 +17,7 @@ from typing import Any, Self
 from joulec.ir.feeds import Feed
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.session import SessionOptions, open_session, optimized_operators, run_session, time_sessions
+from joulec.ir.staging import stage
 from joulec.ir.values import Array
 
 
@@ -88,9 +89,7 @@ class LocalRunner(Runner):
         if exposed.weight_bytes() <= INLINE_LIMIT:
             return self.add(open_session(inline_proto(exposed.model).SerializeToString(), chosen))
         with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
-            path = Path(folder, "model.onnx")
-            exposed.save(path)
-            return self.add(open_session(str(path), chosen))
+            return self.add(stage(exposed, Path(folder)).open(chosen))
 
     def add(self, session: Any) -> int:
         """Adopt an open session."""
@@ -106,9 +105,8 @@ class LocalRunner(Runner):
 
     def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
         with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
-            path = Path(folder, "model.onnx")
-            module.save(path)
-            return optimized_operators(path, options or options_for(module))
+            staged = stage(module, Path(folder))
+            return optimized_operators(staged.source(), staged.options(options or options_for(module)))
 
     def unload(self, handle: int) -> None:
         self._sessions.pop(handle, None)

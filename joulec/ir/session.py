@@ -106,8 +106,8 @@ def _settings(options: SessionOptions) -> Any:
     return settings
 
 
-def optimized_operators(path: Path, options: SessionOptions) -> Counter[str]:
-    """Count the operators that ONNX Runtime's CPU provider runs for a file, after its EXTENDED optimizations.
+def optimized_operators(model: bytes | str, options: SessionOptions) -> Counter[str]:
+    """Count the operators that ONNX Runtime's CPU provider runs for a model, after its EXTENDED optimizations.
 
     EXTENDED is the highest level whose graph does not depend on the machine.
     """
@@ -115,7 +115,7 @@ def optimized_operators(path: Path, options: SessionOptions) -> Counter[str]:
     with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
         optimized = Path(folder, "optimized.onnx")
         settings.optimized_model_filepath = str(optimized)
-        _open(str(path), settings, options, ("CPUExecutionProvider",))
+        _open(model, settings, options, ("CPUExecutionProvider",))
         return Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
 
 

@@ -19,8 +19,17 @@ from joulec.passes.equivalence import Deviation, Equivalence
 NODES, BYTES, EXCERPTS = 12, 1 << 26, 4
 """Nodes of an excerpt, bytes of its weights, and excerpts of one pass."""
 
+WHOLE_LIMIT = 1 << 30
+"""Bytes of weights up to which a pass is judged by running the whole model; beyond, by running excerpts of it."""
+
 SIZE = 3
 """What unknown dimensions of an excerpt's inputs count as."""
+
+
+def too_large(module: Module) -> str | None:
+    """Why a module is not run whole after every pass, or None."""
+    size = module.weight_bytes()
+    return None if size <= WHOLE_LIMIT else f"its weights take {size / (1 << 30):.1f} GiB"
 
 
 class Excerpts:

@@ -214,7 +214,7 @@ class _Run:
 
     def said_of_excerpts(self) -> list[str]:
         """What was compared instead of the whole, in one line."""
-        if self.excerpts is None:
+        if self.excerpts is None or not (self.excerpts.compared or self.excerpts.skipped):
             return []
         done, left = self.excerpts.compared, self.excerpts.skipped
         return [f"excerpts around what the passes changed: {done} run and compared, {left} could not be run alone"]
