@@ -176,9 +176,7 @@ class Build:
             self.runner.unload(handle)
         return None
 
-    def _judge(
-        self, base: Module, options: SessionOptions, feeds: Feeds | None, obstacle: str | None
-    ) -> Judge | None:
+    def _judge(self, base: Module, options: SessionOptions, feeds: Feeds | None, obstacle: str | None) -> Judge | None:
         if self.request.metric is not None:
             if obstacle is not None:
                 raise InputError(f"--metric cannot be measured: {obstacle}")
@@ -233,7 +231,7 @@ class Build:
             recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
             self.progress("checking the artefact", None)
             found = one.check(compiled.module, folder, self.runner, inputs.obstacle)
-            failed = [rung for rung in found if rung.status == "failed"]
+            failed = [rung for rung in found if rung.status == "failed" and rung.binding]
             if failed:
                 raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")
             report = replace(report, checks=describe.rungs(found), files=describe.files(artefact.digests(folder)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from joulec import __version__, cli_diagnosis
+from joulec import __version__, cli_diagnosis, cli_targets
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
@@ -308,18 +308,7 @@ def passes(
     terminal.pass_help(out, name, kind.fidelity.value, terminal.documentation(kind), options_of(kind))
 
 
-@app.command()
-def targets() -> None:
-    """List the targets: what is emitted for each, and whether this machine can run it."""
-    from joulec.backends import BACKENDS
-    from joulec.report import terminal
-
-    here = _providers()
-    rows = [
-        (name, b.target.provider, "yes" if b.target.provider in here else "no", str(b.target.opset), b.describe())
-        for name, b in BACKENDS.items()
-    ]
-    terminal.target_table(terminal.console(), rows)
+app.command(epilog=epilog("joulec targets", "joulec targets cuda", "joulec targets --json"))(cli_targets.targets)
 
 
 @app.command(epilog=epilog("joulec devices", "joulec devices h100 --json"))
@@ -396,14 +385,6 @@ def _known_passes(plugins: Sequence[str]) -> dict[str, type[Pass]]:
     from joulec.passes import registry
 
     return registry.with_plugins(plugins)
-
-
-def _providers() -> list[str]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return []
-    return list(onnxruntime.get_available_providers())
 
 
 # -- errors and exit codes ------------------------------------------------------------------------------------------

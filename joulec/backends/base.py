@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 
 from joulec.errors import InputError
+from joulec.ir.kernel_table import KernelTable, kernel_table
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
@@ -117,6 +119,8 @@ class Rung:
     name: str
     status: str
     detail: str
+    binding: bool = True
+    """Whether a failure means that nothing is written: not where the artefact is right, but less than it could be."""
 
 
 class Backend(ABC):
@@ -125,6 +129,20 @@ class Backend(ABC):
     target: Target
     provider_options: frozenset[str] = frozenset()
     """Provider options that an artefact for this target may set."""
+
+    @property
+    def kernels(self) -> KernelTable:
+        """The kernels of this target's provider, as data."""
+        return kernel_table(self.target.name)
+
+    def accepts(self, node: ir.Node, imports: Mapping[str, int] | None = None) -> str | None:
+        """Why the provider leaves `node` to the CPU, or None where the kernel table has a kernel for it.
+
+        Args:
+            node: of a graph whose values are typed.
+            imports: opsets by domain; needed for nodes of subgraphs, which import nothing themselves.
+        """
+        return self.kernels.refusal(node, imports)
 
     def legalization(self) -> list[Pass]:
         """Passes that must run for this target whatever the user orders, before all others."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import onnx
 
-from joulec.backends.base import MODEL_FILE, Rung
+from joulec.backends.base import MODEL_FILE, Backend, Rung
+from joulec.backends.placement import forecast
+from joulec.energy import load_profile
 from joulec.errors import JoulecError
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
@@ -62,6 +64,16 @@ def quantized_kernels(emitted: Module, runner: Runner, options: SessionOptions, 
     counts = ", ".join(f"{n} {op}" for op, n in integer.items()) or "none"
     status = "passed" if integer else "failed" if ours else "skipped"
     return Rung("integer kernels", status, f"{counts}; {left} Q/DQ left at the borders")
+
+
+def kernel_table_lookup(emitted: Module, backend: Backend) -> Rung:
+    """Every node of the emitted model is looked up in the kernel table; what falls back is priced."""
+    placement = forecast(emitted, backend.kernels)
+    said = f"{placement.said()} ({backend.kernels.source})"
+    if not placement.fallbacks:
+        return Rung("kernel table", "passed", said)
+    joules = placement.copy_joules(load_profile(backend.target.device))
+    return Rung("kernel table", "failed", f"{said}; copies cost about {joules:.2g} J a run, estimated", binding=False)
 
 
 _INTEGER = frozenset({"QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"})

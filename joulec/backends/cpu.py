@@ -65,6 +65,7 @@ class CpuBackend(Backend):
         return [
             checks.checker(directory, checker_problem(module)),
             checks.pinned(module, directory, self.target),
+            checks.kernel_table_lookup(emitted, self),
             checks.opens(emitted, runner, options, obstacle),
             checks.quantized_kernels(emitted, runner, options, ours=bool(module.ranges)),
         ]

@@ -23,10 +23,12 @@ class GpuBackend(Backend):
 
     def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
         options = self.settings(1).options(module.origin.custom_ops)
+        emitted = read(directory / MODEL_FILE)
         return [
             checks.checker(directory, checker_problem(module)),
             checks.pinned(module, directory, self.target),
-            checks.opens(read(directory / MODEL_FILE), runner, options, obstacle),
+            checks.kernel_table_lookup(emitted, self),
+            checks.opens(emitted, runner, options, obstacle),
             Rung("real device", "skipped", f"nothing was run on {self.target.provider}"),
         ]
 

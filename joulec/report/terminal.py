@@ -277,11 +277,25 @@ def pass_help(out: Console, name: str, fidelity: str, text: str, options: Sequen
     out.print(f"\nexample: --passes '{name}{{{option}={example}}}'")
 
 
-def target_table(out: Console, rows: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """`targets`: name, provider, whether this machine has it, opset and what is emitted."""
-    table = grid("target", "execution provider", "here", ">opset", "*what is emitted")
+def target_table(out: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`targets`: name, provider, whether this machine has it, opset, operators with a kernel, and what is emitted."""
+    table = grid("target", "execution provider", "here", ">opset", ">operators", "*what is emitted")
     for row in rows:
-        table.add_row(*row)
+        here = "yes" if row["here"] else "no"
+        table.add_row(row["name"], row["provider"], here, str(row["opset"]), str(row["operators"]), row["emits"])
+    out.print(table)
+    sources = {row["kernel_table"]: None for row in rows}
+    out.print(f"operators of the kernel table ({', '.join(sources)}); 'joulec targets NAME' lists them")
+
+
+def kernel_list(out: Console, found: Mapping[str, Any]) -> None:
+    """`targets NAME`: one line a kernel."""
+    out.print(f"kernels of {found['name']}, as {found['kernel_table']} reports them")
+    table = grid("operator", "opsets", "*types")
+    for row in found["kernels"]:
+        name = f"{row['domain']}:{row['operator']}" if row["domain"] else row["operator"]
+        spelled = ("; ".join(f"{key}: {', '.join(kinds)}" for key, kinds in types.items()) for types in row["types"])
+        table.add_row(name, row["opsets"], " | ".join(spelled))
     out.print(table)
 
 
