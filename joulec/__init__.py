@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from joulec.ir.rules import Rule
     from joulec.passes.base import Context, Fidelity, Pass, PassResult, RulePass, option
     from joulec.passes.pipeline import Observer, Outcome, Pipeline
+    from joulec.training.masks import apply_masks
 
 _HOMES = {
     "joulec.api": ("Result", "estimate", "measure", "optimize", "simplify", "verify"),
@@ -35,6 +36,7 @@ _HOMES = {
     "joulec.ir.rules": ("Rule",),
     "joulec.passes.base": ("Context", "Fidelity", "Pass", "PassResult", "RulePass", "option"),
     "joulec.passes.pipeline": ("Observer", "Outcome", "Pipeline"),
+    "joulec.training.masks": ("apply_masks",),
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "RulePass",
     "UnavailableError",
     "__version__",
+    "apply_masks",
     "bisect",
     "estimate",
     "explain",

@@ -26,6 +26,7 @@ from joulec.ir.module import Module
 from joulec.ir.onnx_file import external_files
 from joulec.ir.runner import LocalRunner, Runner
 from joulec.ir.session import SessionOptions
+from joulec.ir.sources import source_masks, tracked
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes.calibrate import to_json as ranges_to_json
@@ -65,8 +66,9 @@ class Request:
                 raise InputError(f"{name} must be an integer from {least} up, not {value!r}")
 
     def _code_files(self) -> list[Path]:
-        """Plugins and libraries that are files; entry points count by their packages' versions."""
-        named = [*(Path(plugin) for plugin in self.plugins), *self.custom_ops]
+        """Plugins, libraries and what passes read; entry points count by their packages' versions."""
+        of_passes = [Path(file) for one in self.orders.passes or () for file in one.files()]
+        named = [*(Path(plugin) for plugin in self.plugins), *self.custom_ops, *of_passes]
         return [file for file in named if file.exists()]
 
     def key(self, target: str) -> str | None:
@@ -122,7 +124,7 @@ class Build:
 
     def run(self, one: Backend, key: str | None, place: Path | None) -> tuple[Report, Module]:
         """Compile for one target and write the artefact."""
-        base = self.lowered.module
+        base = tracked(self.lowered.module) if self.request.orders.prunes else self.lowered.module
         inputs = self._inputs(base, one)
         energy = EnergyModel(profile_for(self.request.device, one.target.device, self.request.threads), one.target.name)
         recorded = self._recorded(key, one.target.name)
@@ -225,6 +227,8 @@ class Build:
             one.emit(compiled.module, folder, self.request.threads)
             if compiled.module.masks:
                 artefact.write_arrays(folder / artefact.MASKS_FILE, compiled.module.masks)
+            if source := source_masks(compiled.module):
+                artefact.write_arrays(folder / artefact.SOURCE_MASKS_FILE, source)
             if compiled.module.ranges:
                 text = ranges_to_json(compiled.module.ranges)
                 (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")

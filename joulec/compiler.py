@@ -65,6 +65,8 @@ class Compiler(Bench):
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
         outcome = self.run([*self.backend.legalization(), *self.backend.preferences(), *passes], self.base)
         self.book.keep(outcome)
+        pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
+        self.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
         self.book.choose("passes", True, f"ordered: {spelling.spell(passes) or 'none'}", ordered=True)
         return outcome.module
 

@@ -30,6 +30,7 @@ from joulec.ir.shapes import first_line
 from joulec.ir.values import Array
 
 MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE = "manifest.json", "masks.npz", "calibration.json"
+SOURCE_MASKS_FILE = "masks_source.npz"
 DECISIONS_FILE, REPORT_FILE = "decisions.json", "report.html"
 MAX_JSON, MAX_SESSION = 1 << 26, 1 << 20
 MAX_MEMBER = 1024
@@ -37,8 +38,8 @@ MAX_MEMBER = 1024
 
 FILES = frozenset(
     {
-        MODEL_FILE, MODEL_FILE + ".data", SESSION_FILE, MANIFEST_FILE, MASKS_FILE, CALIBRATION_FILE, DECISIONS_FILE,
-        REPORT_FILE,
+        MODEL_FILE, MODEL_FILE + ".data", SESSION_FILE, MANIFEST_FILE, MASKS_FILE, SOURCE_MASKS_FILE, CALIBRATION_FILE,
+        DECISIONS_FILE, REPORT_FILE,
     }
 )  # fmt: skip
 """Everything an artefact may hold: a directory with anything else in it is never replaced."""

@@ -60,6 +60,11 @@ class Orders:
         """The same passes, with quantizations that leave alone what shall stay float."""
         return [_keeping(one, self.keep_float) for one in passes]
 
+    @property
+    def prunes(self) -> bool:
+        """Whether weights are to be removed."""
+        return self.sparsity is not None or any(one.prunes for one in self.passes or ())
+
     def spelled(self) -> tuple[str, ...]:
         """The orders in the spelling of the command line, for the report."""
         said = []

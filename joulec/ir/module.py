@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,47 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the elements of one initializer lie in a weight of the source model.
+
+    Attributes:
+        name: the weight in the source's own words: `conv2d/kernel` in Keras, the initializer's name in ONNX.
+        shape: of that weight.
+        index: position in that weight, flattened, of every element; laid out as the initializer. None: the identity.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: Array | None = None
+
+    def moved(self, move: Callable[[Array], Array], shape: tuple[int, ...]) -> Source:
+        """The same elements laid out anew, or some of them; `shape` is the initializer's before."""
+        return replace(self, index=np.ascontiguousarray(move(self.positions(shape))))
+
+    def positions(self, shape: tuple[int, ...]) -> Array:
+        """`index` in full, for an initializer of `shape`."""
+        if self.index is not None:
+            return self.index
+        size = int(np.prod(shape, dtype=np.int64))
+        return np.arange(size, dtype=np.int32 if size < 1 << 31 else np.int64).reshape(shape)
+
+
+@dataclass(frozen=True)
+class NamedWeight:
+    """An initializer that holds a weight of the source framework, transposed, and scaled at most.
+
+    Attributes:
+        name: the weight's name there.
+        shape: its shape there.
+        perm: the transposition that lays it out as the initializer, up to dimensions of 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a module came from.
 
@@ -39,12 +80,14 @@ class Origin:
         path: the file or directory it was read from, if any.
         notes: what lowering had to say (bound constants, parity, what could not be checked).
         custom_ops: shared libraries of custom operators that the user named.
+        weights: initializer name -> the source framework's weight in it, where that is known.
     """
 
     format: str = "memory"
     path: Path | None = None
     notes: tuple[str, ...] = ()
     custom_ops: tuple[Path, ...] = ()
+    weights: Mapping[str, NamedWeight] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,6 +98,7 @@ class Module:
         model: the graph. Mutate it only through `joulec.ir.rewrite.Rewriter`.
         masks: initializer name -> boolean array of the same shape, True where the weight is kept.
         ranges: value name -> calibrated range.
+        sources: initializer name -> where its elements lie in the source model; kept only where pruning was ordered.
         origin: where the model came from.
         allowance: how many rewrites may be made, None for any number; clones share it.
     """
@@ -62,6 +106,7 @@ class Module:
     model: ir.Model
     masks: dict[str, Array] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     allowance: Allowance | None = None
     _derived: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -102,7 +147,9 @@ class Module:
 
     def clone(self) -> Module:
         """An independent copy of the graph; tensors, which nobody mutates, are shared. O(nodes)."""
-        copy = replace(self, model=self.model.clone(), masks=dict(self.masks), ranges=dict(self.ranges))
+        copy = replace(
+            self, model=self.model.clone(), masks=dict(self.masks), ranges=dict(self.ranges), sources=dict(self.sources)
+        )
         copy._derived = dict(self._derived)
         return copy
 

@@ -18,7 +18,7 @@ from joulec.ir import walk
 from joulec.ir.allowance import Spent
 from joulec.ir.module import Module
 from joulec.ir.provenance import Lineage
-from joulec.ir.values import Array, FunctionAttribute, tensor_shape
+from joulec.ir.values import Array, FunctionAttribute, constant_tensor, tensor_shape
 
 
 class Refused(Exception):
@@ -163,8 +163,9 @@ class Rewriter:
         return tuple(node.outputs)
 
     def constant(
-        self, array: Array | ir.TensorProtocol, hint: str, *, at: ir.Node, mask: Array | None = None
-    ) -> ir.Value:
+        self, array: Array | ir.TensorProtocol, hint: str, *, at: ir.Node, mask: Array | None = None,
+        follows: ir.Value | None = None, moved: Callable[[Array], Array] | None = None,
+    ) -> ir.Value:  # fmt: skip
         """Make a constant that `at` can use: an initializer of its graph, or a Constant node in a function.
 
         Args:
@@ -172,6 +173,8 @@ class Rewriter:
             hint: the name wished for.
             at: the node that will use it.
             mask: boolean array of the same shape, True where the weight is kept.
+            follows: the initializer whose elements these are: its mask and its source go along.
+            moved: how they were laid out anew, on any array of the shape of `follows`; None where they were not.
         """
         self._observe()
         tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
@@ -185,7 +188,20 @@ class Rewriter:
         graph.register_initializer(value)
         if mask is not None and value.name is not None:
             self.module.masks[value.name] = mask
+        if follows is not None:
+            self.follow(value, follows, moved)
         return value
+
+    def follow(self, new: ir.Value, old: ir.Value, moved: Callable[[Array], Array] | None = None) -> None:
+        """Let the mask and the source of `old` go along to `new`, which holds the same elements laid out by `moved`."""
+        self._observe()
+        module, name = self.module, new.name or ""
+        if (mask := module.masks.get(old.name or "")) is not None:
+            module.masks[name] = mask if moved is None else np.ascontiguousarray(moved(mask))
+        source, tensor = module.sources.get(old.name or ""), constant_tensor(old)
+        if source is not None and tensor is not None:
+            shape = tuple(int(dim) for dim in tensor.shape.numpy())
+            module.sources[name] = source if moved is None else source.moved(moved, shape)
 
     def in_function(self, node: ir.Node) -> bool:
         """Whether `node` stands in the body of a model-local function, where there are no initializers."""
@@ -235,6 +251,8 @@ class Rewriter:
         value.name = self.fresh(old)
         if value.name != old and old in self.module.masks:
             self.module.masks[value.name] = self.module.masks.pop(old)
+        if value.name != old and old in self.module.sources:
+            self.module.sources[value.name] = self.module.sources.pop(old)
 
     # -- changing -------------------------------------------------------------------------------------------
 
@@ -359,6 +377,7 @@ class Rewriter:
         del graph.initializers[name]
         scope.removed.append(name)
         self.module.masks.pop(name, None)
+        self.module.sources.pop(name, None)
 
     def erase_function(self, key: ir.OperatorIdentifier) -> None:
         """Remove a function that nothing calls."""

@@ -188,8 +188,9 @@ def reordered_constant(value: ir.Value, perm: Perm, node: ir.Node, rewriter: Rew
     order = inverse(perm)
     array = tensor.numpy()
     lift = (1,) * (len(perm) - array.ndim)
-    mask = rewriter.module.masks.get(value.name or "")
-    if mask is not None:
-        mask = np.ascontiguousarray(mask.reshape(lift + mask.shape).transpose(order))
-    moved = np.ascontiguousarray(array.reshape(lift + array.shape).transpose(order))
-    return rewriter.constant(ir.tensor(moved, dtype=tensor.dtype), f"{value.name}_reordered", at=node, mask=mask)
+
+    def moved(elements: Array) -> Array:
+        return np.ascontiguousarray(elements.reshape(lift + elements.shape).transpose(order))
+
+    stored = ir.tensor(moved(array), dtype=tensor.dtype)
+    return rewriter.constant(stored, f"{value.name}_reordered", at=node, follows=value, moved=moved)

@@ -149,7 +149,8 @@ def refit(linear: Linear, weight: Array, bias: Array | None, rewriter: Rewriter)
     if np.any(weight) and np.max(np.abs(stored.numpy()), initial=0) < ml_dtypes.finfo(stored.dtype.numpy()).tiny:
         raise Refused("the fused weights would underflow")
     shifts = None if bias is None else _stored(bias, linear)
-    fused = rewriter.constant(stored, _hint(linear.weight, "_scaled"), at=node, mask=mask)
+    same = linear.weight if weight.shape == linear.numbers_shape() else None
+    fused = rewriter.constant(stored, _hint(linear.weight, "_scaled"), at=node, mask=mask, follows=same)
     rewriter.set_input(node, 1, _in_full(fused, weight, linear, rewriter))
     if shifts is not None:
         hint = _hint(old, "_shifted") if old is not None else f"{node.name or node.op_type}_bias"

@@ -105,6 +105,9 @@ class Pass(ABC):
     indivisible: ClassVar[bool] = False
     """Whether the rewrites make sense only all together, so that `joulec bisect` does not look for one among them."""
 
+    prunes: ClassVar[bool] = False
+    """Whether it removes weights, so that the build tracks where in the source model each weight came from."""
+
     @classmethod
     def pass_name(cls) -> str:
         """The name at the prompt and in reports."""
@@ -114,6 +117,10 @@ class Pass(ABC):
     def summary(cls) -> str:
         """The first line of the docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+    def files(self) -> tuple[str, ...]:
+        """Files that the options name; a build depends on what is in them."""
+        return ()
 
     @abstractmethod
     def run(self, module: Module, context: Context) -> PassResult:

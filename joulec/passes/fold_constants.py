@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -75,7 +76,7 @@ class LiftConstant(Rule):
         tensor = constant_tensor(output)
         if tensor is None or rewriter.in_function(node) or output.is_graph_output():
             return
-        rewriter.replace(output, rewriter.constant(tensor, output.name or "constant", at=node))
+        rewriter.replace(output, rewriter.constant(tensor, output.name or "constant", at=node, follows=output))
         rewriter.erase(node)
 
 
@@ -104,8 +105,8 @@ class Fold(Rule):
         growth = sum(r.nbytes for r in results if r is not None) - _dying(node)
         if (node.op_type in GENERATORS and growth > MAX_GENERATED) or not self._budget.spend(growth):
             raise Refused(f"folding it would add {growth} bytes; cheap to compute, large to store")
-        mask = self._mask(node, arrays)
-        if named and mask is not None:
+        follows = self._followed(node, arrays)
+        if named and follows is not None and follows.name in self._module.masks:
             raise Refused("a graph output that is a pruned weight keeps its node")
         for output, result in zip(node.outputs, results, strict=True):
             if result is None or not output.name:
@@ -113,7 +114,8 @@ class Fold(Rule):
             # laying out anew keeps the element type, also of those (int4, bfloat16) that numpy alone cannot name
             kept = tensors[0].dtype if node.op_type in RELAYOUT and tensors[0] is not None else None
             tensor = ir.tensor(result, dtype=kept)
-            rewriter.replace(output, _held(output, tensor, node, rewriter, mask))
+            moved = partial(self._relaid, node, arrays)
+            rewriter.replace(output, _held(output, tensor, node, rewriter, follows, moved))
         rewriter.erase(node)
 
     def _evaluate(self, node: ir.Node, arrays: list[Array | None]) -> list[Array | None]:
@@ -125,21 +127,32 @@ class Fold(Rule):
     def _opset(self, node: ir.Node) -> int:
         return self._opsets.get(id(node.graph), self._module.opset)
 
-    def _mask(self, node: ir.Node, arrays: list[Array | None]) -> Array | None:
-        masks = [self._module.masks.get(v.name or "") for v in node.inputs if v is not None and v.is_initializer()]
-        if all(mask is None for mask in masks):
+    def _followed(self, node: ir.Node, arrays: list[Array | None]) -> ir.Value | None:
+        """The weight that is only laid out anew here, whose mask and source go along."""
+        held = [v for v in node.inputs if v is not None and v.is_initializer()]
+        masked = [value for value in held if value.name in self._module.masks]
+        value, array = node.inputs[0], arrays[0]
+        if not masked and (value is None or value.name not in self._module.sources):
             return None
-        if masks[0] is None or (moved := relayout(node, masks[0], arrays, self._opset(node))) is None:
+        moves = value in held and array is not None and relayout(node, array, arrays, self._opset(node)) is not None
+        if masked and (not moves or masked != [value]):
             raise Refused("it computes on a pruned weight, whose mask could not follow")
-        return moved
+        return value if moves else None
+
+    def _relaid(self, node: ir.Node, arrays: list[Array | None], elements: Array) -> Array:
+        found = relayout(node, elements, arrays, self._opset(node))
+        if found is None:
+            raise RuntimeError(f"{node.op_type} lays nothing out anew")
+        return found
 
 
 def _held(
-    output: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, rewriter: Rewriter, mask: Array | None = None
-) -> ir.Value:
+    output: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, rewriter: Rewriter,
+    follows: ir.Value | None = None, moved: Callable[[Array], Array] | None = None,
+) -> ir.Value:  # fmt: skip
     """A constant that can stand for `output`: an initializer, or a Constant where a graph output's name is kept."""
     if not output.is_graph_output():
-        return rewriter.constant(tensor, output.name or "constant", at=node, mask=mask)
+        return rewriter.constant(tensor, output.name or "constant", at=node, follows=follows, moved=moved)
     (value,) = rewriter.add("Constant", [], {"value": tensor}, before=node, name=node.name)
     value.dtype, value.shape = tensor.dtype, tensor_shape(tensor)
     return value

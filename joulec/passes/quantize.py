@@ -282,8 +282,8 @@ class _Insertion:
         made = activation_parameters(Range(float(numbers.min()), float(numbers.max())), self.scheme.activation)
         key = id(value), b"operand"
         if key not in self.weights:
-            mask = self.rewriter.module.masks.get(value.name or "")
-            stored = self.rewriter.constant(quantized(numbers, made), f"{value.name}_quantized", at=node, mask=mask)
+            integers = quantized(numbers, made)
+            stored = self.rewriter.constant(integers, f"{value.name}_quantized", at=node, follows=value)
             self.weights[key] = (stored, *self._constants(value, made, node)[1:])
         result = self._dequantize(self.weights[key], None, node, f"{value.name}_dequantize", value)
         self.rewriter.set_input(node, index, result)
@@ -295,9 +295,8 @@ class _Insertion:
         key = id(weight), made.scale.tobytes()
         if key not in self.weights:
             constants = self.rewriter.constant
-            mask = self.rewriter.module.masks.get(weight.name or "")
             self.weights[key] = (
-                constants(quantized(array, made, axis), f"{weight.name}_quantized", at=node, mask=mask),
+                constants(quantized(array, made, axis), f"{weight.name}_quantized", at=node, follows=weight),
                 constants(made.scale, f"{weight.name}_scale", at=node),
                 constants(made.zero_point, f"{weight.name}_zero_point", at=node),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pruning_kit import model
 
 from joulec.errors import InputError
 from joulec.ir.module import Module
 from joulec.ir.verify import mask_problems
+from joulec.passes._choice import keep_largest
 from joulec.passes.base import Context
 from joulec.passes.pipeline import Pipeline
-from joulec.passes.prune_magnitude import PruneMagnitude, _keep_largest
+from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.spelling import parse as parse_passes
 from joulec.passes.spelling import spell
 from joulec.passes.target import Target
@@ -28,7 +31,11 @@ GRAPH = """agraph (float[N, 10] x) => (float[N, 8] y) <float[10, 10] a, float[10
 
 def two_layers(parse: Callable[..., Module], scale: float = 1.0) -> Module:
     """Weights a (10x10) and b (10x8), those of b larger by `scale`."""
-    module = parse(GRAPH.replace(" <float[10, 10] a, float[10, 8] b>", "").replace("float[N, 10] x)", "float[N, 10] x, float[10, 10] a, float[10, 8] b)"))
+    module = parse(
+        GRAPH.replace(" <float[10, 10] a, float[10, 8] b>", "").replace(
+            "float[N, 10] x)", "float[N, 10] x, float[10, 10] a, float[10, 8] b)"
+        )
+    )
     generator = np.random.default_rng(0)
     for name, shape, factor in (("a", (10, 10), 1.0), ("b", (10, 8), scale)):
         value = next(v for v in module.graph.inputs if v.name == name)
@@ -136,7 +143,60 @@ def test_spelling() -> None:
 def test_counts_are_exact_and_the_smallest_go(array: np.ndarray, share: float) -> None:
     magnitudes = np.abs(array)
     zeros = round(share * array.size)
-    mask = _keep_largest(magnitudes, zeros)
+    mask = keep_largest(magnitudes, zeros)
     assert int((~mask).sum()) == zeros
     if 0 < zeros < array.size:
         assert magnitudes[~mask].max() <= magnitudes[mask].min()
+
+
+def test_single_tensors_have_shares_of_their_own(parse: Callable[..., Module], tmp_path: Path) -> None:
+    module = prune(two_layers(parse), sparsity=0.5, scope="tensor", tensors=("a=0.9",))
+    assert (module.masks["a"].sum(), module.masks["b"].sum()) == (10, 40)
+    file = tmp_path / "prune.toml"
+    file.write_text('sparsity = 0.25\nscope = "tensor"\n[tensors]\n"b*" = 0\n')
+    one = PruneMagnitude(schedule=str(file))
+    assert one.files() == (str(file),)
+    module = Pipeline([one]).run(two_layers(parse), Context(target=TARGET)).module
+    assert (module.masks["a"].sum(), "b" in module.masks) == (75, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sparsity = 2", "'sparsity' takes shares from 0 to 1"),
+        ("tensors = 3", "'tensors' takes shares"),
+        ("speed = 1", "unknown key 'speed'"),
+        ("a", "not valid TOML"),
+        ("sparsity = 0.5\nthreshold = 1", "not both"),
+    ],
+)
+def test_schedules_that_are_none(parse: Callable[..., Module], tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "prune.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=said):
+        PruneMagnitude(schedule=str(file)).run(two_layers(parse), Context(target=TARGET))
+
+
+def test_a_weight_behind_a_transpose_and_one_in_a_constant_node() -> None:
+    w = np.random.default_rng(1).standard_normal((10, 8)).astype(np.float32)
+    module = model("g (float[N, 8] x) => (float[N, 10] y) { t = Transpose(w) y = MatMul(x, t) }", w=w)
+    assert prune(module, sparsity=0.5).masks["w"].shape == (10, 8)
+    (node,) = (one for one in module.graph if one.op_type == "Transpose")
+    constant = ir.node("Constant", [], {"value": ir.tensor(w)}, name="c")
+    constant.outputs[0].name = "held"
+    module.graph.insert_before(node, constant)
+    node.replace_input_with(0, constant.outputs[0])
+    pruned = prune(module, sparsity=0.5)
+    assert pruned.masks["held_pruned"].sum() == 40
+    assert [one.op_type for one in pruned.graph] == ["Transpose", "MatMul"]
+
+
+def test_tied_embeddings_and_recurrent_weights() -> None:
+    text = """g (int64[N, 3] i, float[3, N, 4] s) => (float[N, 3, 20] y, float[3, 1, N, 8] h)
+        { e = Gather(w, i) t = Transpose(w) y = MatMul(e, t) h = GRU<hidden_size=8>(s, u, r) }"""
+    module = model(text, w=(20, 8), u=(1, 24, 4), r=(1, 24, 8))
+    result = PruneMagnitude(sparsity=0.5).run(module, Context(target=TARGET))
+    assert [one.reason for one in result.refusals] == [
+        "weight 'w' is also read by Gather 'Gather_0', as something other than a weight"
+    ]
+    assert sorted(module.masks) == ["r", "u"]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from joulec.errors import InputError
 from joulec.ir import sandbox
 from joulec.ir.lower.detect import format_of
+from joulec.ir.lower.names import weights_from_json
 from joulec.ir.lower.parity import Parity
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_file import read
@@ -84,7 +85,7 @@ def _from_path(path: Path, trust_code: bool, limits: Limits) -> Lowered:
         module = read(Path(folder, "model.onnx"))
         module.load_weights()
     notes = (*module.origin.notes, *answer["notes"])
-    module.origin = Origin(kind, path, tuple(notes))
+    module.origin = Origin(kind, path, tuple(notes), weights=weights_from_json(answer.get("weights", {})))
     return Lowered(module, Parity.from_json(answer["parity"]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from joulec.errors import InputError, missing_extra
 from joulec.ir import walk
+from joulec.ir.lower.names import weights_of
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_file import read
 from joulec.ir.shapes import first_line
@@ -79,7 +81,9 @@ def lower_keras(model: Any) -> tuple[Module, Callable[[dict[str, Array]], Mappin
     except Exception as error:
         raise InputError(f"the Keras model cannot be traced: {first_line(error)}") from error
     outputs, order = _output_names(model, concrete.structured_outputs)
-    return lower_function(concrete, names, outputs, "keras", order)
+    module, run = lower_function(concrete, names, outputs, "keras", order)
+    module.origin = replace(module.origin, weights=weights_of(model, module))
+    return module, run
 
 
 def _declared_inputs(model: Any) -> tuple[Callable[[Sequence[Any]], Any], Sequence[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from joulec.errors import InputError
 from joulec.ir.lower import torch_file
+from joulec.ir.lower.names import weights_to_json
 from joulec.ir.lower.parity import Parity, check
 from joulec.ir.module import Module
 from joulec.ir.shapes import first_line
@@ -23,7 +24,7 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
         trust_code: whether code inside the model may run.
 
     Returns:
-        {"parity": ..., "notes": [...]}.
+        {"parity": ..., "notes": [...], "weights": {...}}.
     """
     source = Path(path)
     if kind == "torch":
@@ -43,7 +44,11 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
 
 def _answer(module: Module, parity: Parity, folder: str) -> dict[str, Any]:
     module.save(Path(folder, "model.onnx"))
-    return {"parity": parity.to_json(), "notes": list(module.origin.notes)}
+    return {
+        "parity": parity.to_json(),
+        "notes": list(module.origin.notes),
+        "weights": weights_to_json(module.origin.weights),
+    }
 
 
 def _torch(path: Path, folder: str, trust_code: bool) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Back in the source framework: masks put into Keras models, and training that keeps them."""
