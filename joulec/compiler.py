@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from joulec.compile.bench import Bench, Book, why_unchanged
 from joulec.compile.exact import droppable, optimize_exactly
-from joulec.compile.int8 import quantized
+from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
 from joulec.decisions import Decisions
@@ -14,7 +14,6 @@ from joulec.describe import step_report
 from joulec.errors import BudgetError
 from joulec.ir.module import Module
 from joulec.passes import spelling
-from joulec.passes.calibrate import Calibrate
 from joulec.passes.pipeline import Outcome, Step
 from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.quantize import Quantize
@@ -60,7 +59,7 @@ class Compiler(Bench):
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())
         if self.orders.int8 and not any(isinstance(one, Quantize) for one in passes):
-            passes += [Calibrate(), Quantize()]
+            passes += [*preparation(self.base), Quantize()]
         passes = self.orders.obeyed(passes)
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
         outcome = self.run([*self.backend.legalization(), *self.backend.preferences(), *passes], self.base)

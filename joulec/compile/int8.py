@@ -9,7 +9,9 @@ from joulec.decisions import Decisions
 from joulec.errors import JoulecError
 from joulec.ir.module import Module
 from joulec.passes import spelling
+from joulec.passes.base import Pass
 from joulec.passes.calibrate import Calibrate
+from joulec.passes.materialize_weights import MaterializeWeights, computes_weights
 from joulec.passes.pipeline import Outcome
 from joulec.passes.quantize import Quantize
 from joulec.payoff import Paired
@@ -39,6 +41,11 @@ def quantized(bench: Bench, floating: Module) -> Module:
     return _insist(bench, floating) if bench.orders.int8 else _try_all(bench, floating)
 
 
+def preparation(floating: Module) -> list[Pass]:
+    """What must run before quantize: weights that nodes compute are stored, ranges are measured."""
+    return [MaterializeWeights(), Calibrate()] if computes_weights(floating) else [Calibrate()]
+
+
 def _why_not(bench: Bench) -> str | None:
     target = bench.backend.target
     if bench.orders.int8 is False:
@@ -58,14 +65,14 @@ def _repeat(bench: Bench, floating: Module, recorded: Decisions) -> Module:
     if recorded.int8 is None:
         return floating
     (quantize,) = spelling.parse(recorded.int8, {Quantize.pass_name(): Quantize})
-    outcome = bench.run([Calibrate(), quantize], floating)
+    outcome = bench.run([*preparation(floating), quantize], floating)
     bench.book.keep(outcome)
     bench.book.int8 = recorded.int8
     return outcome.module
 
 
 def _insist(bench: Bench, floating: Module) -> Module:
-    outcome = bench.run([Calibrate(), Quantize()], floating)
+    outcome = bench.run([*preparation(floating), Quantize()], floating)
     bench.book.keep(outcome)
     changed = outcome.steps[-1].status == "applied"
     why = "ordered with --int8" if changed else f"ordered with --int8, but {why_unchanged(outcome)}"
@@ -79,7 +86,7 @@ def _try_all(bench: Bench, floating: Module) -> Module:
     failed: list[_Tried] = []
     counts: set[int] = set()
     for quantize in QUANTIZATIONS:
-        outcome = bench.run([Calibrate(), quantize], floating)
+        outcome = bench.run([*preparation(floating), quantize], floating)
         count = outcome.module.node_count()
         if outcome.steps[-1].status != "applied" or count in counts:
             failed.append(_Tried(outcome, why_unchanged(outcome)))

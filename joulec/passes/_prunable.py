@@ -14,6 +14,7 @@ from joulec.ir.evaluate import RELAYOUT, relayout
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.values import Array, attribute, constant, constant_tensor
+from joulec.passes.materialize_weights import materialize
 
 WEIGHTS = {
     "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
@@ -68,8 +69,10 @@ class Weight:
 def weights(module: Module, rewriter: Rewriter, ops: frozenset[str] = frozenset(WEIGHTS)) -> Iterator[Weight]:
     """Prunable weights in graph order, each once however often it is used; why others are left alone is recorded.
 
-    A weight that reaches its operator through Transposes and Reshapes of its own is pruned where it is stored.
+    A weight that reaches its operator through Transposes and Reshapes of its own is pruned where it is stored; one
+    that nodes generate is stored first.
     """
+    materialize(rewriter)
     seen: set[int] = set()
     for node in walk.nodes(module.model):
         if not walk.is_onnx(node) or node.op_type not in ops:

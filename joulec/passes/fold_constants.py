@@ -40,7 +40,7 @@ class FoldConstants(Pass):
     def run(self, module: Module, context: Context) -> PassResult:
         """Fold until nothing changes; graphs, subgraphs and functions alike."""
         rewriter = Rewriter(module, self.pass_name())
-        budget, limits, opsets = _Budget(self.size_limit), Limits(), _opsets(module)
+        budget, limits, opsets = Budget(self.size_limit), Limits(), standard_opsets(module)
         for _ in range(MAX_ROUNDS):
             before = len(rewriter.rewrites)
             apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf()])
@@ -54,7 +54,7 @@ class FoldConstants(Pass):
 
 
 @dataclass
-class _Budget:
+class Budget:
     """Bytes that folding may still add."""
 
     left: int
@@ -85,8 +85,12 @@ class Fold(Rule):
 
     ops = tuple(sorted(FOLDABLE))
 
-    def __init__(self, module: Module, budget: _Budget, limits: Limits, opsets: Mapping[int, int]) -> None:
+    def __init__(
+        self, module: Module, budget: Budget, limits: Limits, opsets: Mapping[int, int],
+        most_generated: int = MAX_GENERATED,
+    ) -> None:  # fmt: skip
         self._module, self._budget, self._limits, self._opsets = module, budget, limits, opsets
+        self._most_generated = most_generated
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         tensors = [None if value is None else constant_tensor(value) for value in node.inputs]
@@ -103,7 +107,7 @@ class Fold(Rule):
         self._limits.bytes = self._budget.left + _dying(node)
         results = self._evaluate(node, arrays)
         growth = sum(r.nbytes for r in results if r is not None) - _dying(node)
-        if (node.op_type in GENERATORS and growth > MAX_GENERATED) or not self._budget.spend(growth):
+        if (node.op_type in GENERATORS and growth > self._most_generated) or not self._budget.spend(growth):
             raise Refused(f"folding it would add {growth} bytes; cheap to compute, large to store")
         follows = self._followed(node, arrays)
         if named and follows is not None and follows.name in self._module.masks:
@@ -158,7 +162,7 @@ def _held(
     return value
 
 
-def _opsets(module: Module) -> dict[int, int]:
+def standard_opsets(module: Module) -> dict[int, int]:
     """The standard opset of every function body (each imports its own), by graph."""
     found: dict[int, int] = {}
     for function in module.model.functions.values():
