@@ -64,7 +64,8 @@ def test_an_artefact_holds_what_the_documentation_promises(model: Path, data: Pa
     out = tmp_path / "out"
     result = joulec.optimize(model, out, data=data, sparsity=0.5, int8=True)
     assert sorted(contents(out)) == [
-        "calibration.json", "decisions.json", "manifest.json", "masks.npz", "model.onnx", "report.html", "session.json",
+        "calibration.json", "decisions.json", "manifest.json", "masks.npz", "masks_source.npz",
+        "model.onnx", "report.html", "session.json",
     ]  # fmt: skip
     report = result.reports["cpu"]
     assert report.files == {name: len(content) for name, content in contents(out).items()}
