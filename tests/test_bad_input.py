@@ -169,6 +169,20 @@ def test_bombs_cost_neither_memory_nor_time(tmp_path: Path):
     assert max((tmp_path / f"{name}.out.onnx").stat().st_size for name in BOMBS) < 4 << 20
 
 
+def test_bombs_are_compiled_unrun_and_neither_verified_nor_measured(tmp_path: Path):
+    limits = ("--time-limit", "1s", "--memory-limit", "2GiB")
+    names = ("fill", "endless loop")
+    for name in names:
+        (tmp_path / f"{name}.onnx").write_bytes(parsed(BOMBS[name]).SerializeToString())
+    for name in names:
+        model = f"{name}.onnx"
+        commands = [["optimize", model, "-o", name], ["verify", model, model], ["measure", model]]
+        built, compared, timed = run_all([[*command, *limits] for command in commands], tmp_path)
+        assert built.code == 0 and "does not run here" in built.out, built
+        assert [compared.code, timed.code] == [2, 2] and compared.err.count("\n") == timed.err.count("\n") == 1
+        assert max(done.seconds for done in (built, compared, timed)) < 60
+
+
 def test_bisect_leaves_bombs_alone(tmp_path: Path):
     graph = BOMBS["tiles of tiles"]
     (tmp_path / "tiles.onnx").write_bytes(parsed(graph).SerializeToString())
