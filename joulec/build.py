@@ -29,7 +29,7 @@ from joulec.ir.session import SessionOptions
 from joulec.ir.sources import source_masks, tracked
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
-from joulec.passes.calibrate import to_json as ranges_to_json
+from joulec.passes._calibration_file import to_json as ranges_to_json
 from joulec.passes.pipeline import Observer
 from joulec.report.data import Accuracy, Report
 from joulec.report.html import render
@@ -152,7 +152,8 @@ class Build:
         options = one.settings(request.threads).options(base.origin.custom_ops)
         obstacle = obstacle or self._obstacle(base, options, probes, feeds)
         judge = self._judge(base, options, feeds, obstacle)
-        return Inputs(feeds, [] if obstacle else probes, request.shapes, judge, obstacle)
+        cache = recording.cache_folder("calibration")
+        return Inputs(feeds, [] if obstacle else probes, request.shapes, judge, obstacle, cache)
 
     def _obstacle(
         self, base: Module, options: SessionOptions, probes: Sequence[Feed], feeds: Feeds | None

@@ -115,8 +115,13 @@ def remember(key: str, decisions: Decisions) -> str | None:
 
 
 def _cache_file(key: str, target: str) -> Path:
+    return cache_folder("decisions") / f"{key}-{target}.json"
+
+
+def cache_folder(what: str) -> Path:
+    """Where results of one kind are kept for later builds."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "joulec" / "decisions" / f"{key}-{target}.json"
+    return Path(root) / "joulec" / what
 
 
 def decision_of(what: str, kept: bool, ordered: bool, reason: str, **measured: Any) -> Decision:

@@ -100,6 +100,7 @@ class Bench:
             runner=self.runner,
             energy=self.energy,
             progress=self.progress,
+            cache=self.inputs.cache,
         )
         return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
 

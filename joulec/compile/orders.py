@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from joulec.accuracy import Judge
 from joulec.errors import InputError
@@ -97,6 +98,7 @@ class Inputs:
         judge: scores accuracy, or None.
         obstacle: why the input model does not run here, or None. Where it does not, there are no probes, and nothing
             is compared, timed, calibrated or judged.
+        cache: folder where calibrations are kept by content, or None.
     """
 
     feeds: Feeds | None
@@ -104,3 +106,4 @@ class Inputs:
     shapes: Mapping[str, int | tuple[int, ...]]
     judge: Judge | None
     obstacle: str | None = None
+    cache: Path | None = None

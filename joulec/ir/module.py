@@ -22,12 +22,57 @@ INLINE_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The range that one method gives a tensor, and how well 8 bits over it hold the tensor's numbers.
+
+    Attributes:
+        method: its name.
+        low, high: the interval.
+        sqnr: signal to quantization noise in decibel, on the data that the range was made from.
+        unseen: the same on data that it was not made from: each half of the data under the range of the other.
+    """
+
+    method: str
+    low: float
+    high: float
+    sqnr: float
+    unseen: float
+
+
+@dataclass(frozen=True)
 class Range:
-    """What calibration saw of one float tensor: the interval that covers it, by the named method."""
+    """What calibration saw of one float tensor: the interval that covers it, by the named method.
+
+    Attributes:
+        low, high: the interval.
+        method: how it was found.
+        sqnr: signal to quantization noise of 8 bits over it, in decibel; None where nobody measured it.
+        saturated: share of the numbers that the integers clip.
+        smallest, largest: the extremes that were seen.
+        shift: by how much the extremes of the two halves of the data differ, as a share of the whole range.
+        choices: what each method would give; `chosen` takes another one without a new calibration.
+    """
 
     low: float
     high: float
     method: str = "minmax"
+    sqnr: float | None = None
+    saturated: float | None = None
+    smallest: float | None = None
+    largest: float | None = None
+    shift: float | None = None
+    choices: tuple[Choice, ...] = ()
+
+    def chosen(self, method: str) -> Range:
+        """The same tensor under the range of another method.
+
+        Raises:
+            KeyError: calibration did not try it.
+        """
+        for one in self.choices:
+            if one.method == method:
+                return replace(self, low=one.low, high=one.high, method=method, sqnr=one.sqnr, saturated=None)
+        raise KeyError(method)
 
 
 @dataclass(frozen=True)

@@ -6,73 +6,137 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from joulec.ir.module import Choice, Range
 from joulec.ir.values import Array
+from joulec.passes._histogram import COARSEST, FINEST, Histogram, Mass, histogram_bytes
+from joulec.passes._methods import METHODS, Form, Seen, interval, mean_squared_error, saturated, signal_to_noise
 
-BINS = 4096
-"""Bins of a histogram; a multiple of four, so that doubling its width maps bins onto bins."""
+HISTOGRAM_BYTES = 64 << 20
+"""Memory of all histograms of one run over the data; many tensors share it with coarser bins."""
+
+DECAY = 0.95
+"""What a moving average of extremes keeps of what it was at each feed."""
+
+ALIKE = 1.02
+"""Methods whose errors differ by less than this factor err alike, and the one that cuts least is taken."""
 
 
-class Histogram:
-    """Counts over [-width, width]; the width doubles as larger numbers come, merging bins in pairs."""
+MOST = HISTOGRAM_BYTES // (2 * histogram_bytes(COARSEST))
+"""Tensors of one run: with the coarsest bins, two histograms each, they keep within `HISTOGRAM_BYTES`."""
 
-    def __init__(self) -> None:
-        self.counts: Array = np.zeros(BINS, np.int64)
-        self.width = 0.0
 
-    def add(self, numbers: Array) -> None:
-        """Count finite `numbers` of any shape."""
-        largest = float(np.max(np.abs(numbers)))
-        if self.width == 0.0 and largest > 0.0:
-            self.width = largest  # zeros counted before stay where they are: in the middle
-        while largest > self.width:
-            self._double()
-        width = self.width or 1.0
-        self.counts += np.histogram(numbers, bins=BINS, range=(-width, width))[0]
+def bits_for(tensors: int) -> int:
+    """Mantissa bits of the bins with which this many tensors keep within `HISTOGRAM_BYTES`, two histograms each."""
+    for bits in range(FINEST, COARSEST, -1):
+        if 2 * tensors * histogram_bytes(bits) <= HISTOGRAM_BYTES:
+            return bits
+    return COARSEST
 
-    def _double(self) -> None:
-        pairs = self.counts.reshape(-1, 2).sum(axis=1)
-        self.counts = np.zeros(BINS, np.int64)
-        self.counts[BINS // 4 : 3 * BINS // 4] = pairs
-        self.width *= 2
 
-    def interval(self, percentile: float) -> tuple[float, float]:
-        """The narrowest symmetric cut of both tails that keeps `percentile` of the numbers, to a bin's width."""
-        total = int(self.counts.sum())
-        if total == 0:
-            return 0.0, 0.0
-        tail = total * (1 - percentile / 100) / 2
-        edges = np.linspace(-self.width, self.width, BINS + 1)
-        below = np.cumsum(self.counts)
-        low = int(np.searchsorted(below, tail, side="right"))
-        high = int(np.searchsorted(below, total - tail, side="left"))
-        return float(edges[min(low, BINS - 1)]), float(edges[min(high, BINS - 1) + 1])
+@dataclass
+class Half:
+    """One half of the data: its extremes and where its numbers lie."""
+
+    histogram: Histogram
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, numbers: Array, low: float, high: float, turn: int) -> None:
+        """Take one batch with these extremes."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.histogram.add(numbers, turn)
 
 
 @dataclass
 class Observed:
-    """Running extremes of one tensor, and its histogram where a method needs one.
+    """One tensor: a histogram of each half of the data, running extremes and their moving averages.
 
     Attributes:
-        histogram: fed with every batch, or None.
-        low, high: smallest and largest number seen.
+        bits: mantissa bits of the histograms' bins.
+        halves: the first and the second half of the feeds.
+        average: moving averages of the extremes of a feed.
         count: how many numbers were seen.
-        broken: whether one of them was NaN or Inf.
+        broken: what was not finite (`NaN` or `Inf`) and in which feed, from 1; None while all is.
     """
 
-    histogram: Histogram | None = None
-    low: float = field(default=float("inf"))
-    high: float = field(default=float("-inf"))
+    bits: int = FINEST
+    halves: tuple[Half, Half] = field(init=False)
+    average: tuple[float, float] | None = None
     count: int = 0
-    broken: bool = False
+    broken: tuple[str, int] | None = None
 
-    def add(self, numbers: Array) -> None:
-        """Take one batch."""
-        if numbers.size == 0 or self.broken:
+    def __post_init__(self) -> None:
+        self.halves = Half(Histogram(self.bits)), Half(Histogram(self.bits))
+
+    def add(self, numbers: Array, turn: int = 0, second: bool = False) -> None:
+        """Take one batch, of feed number `turn` (from 0), which lies in the `second` half of the data or not."""
+        if numbers.size == 0 or self.broken is not None:
             return
         low, high = float(np.min(numbers)), float(np.max(numbers))
         if not (np.isfinite(low) and np.isfinite(high)):
-            self.broken = True
+            self.broken = ("NaN" if np.isnan(low) else "Inf"), turn + 1
             return
-        self.low, self.high, self.count = min(self.low, low), max(self.high, high), self.count + numbers.size
-        if self.histogram is not None:
-            self.histogram.add(numbers)
+        self.count += numbers.size
+        before = self.average or (low, high)
+        self.average = tuple(DECAY * old + (1 - DECAY) * new for old, new in zip(before, (low, high), strict=True))  # type: ignore[assignment]
+        self.halves[second].add(numbers, low, high, turn)
+
+    @property
+    def low(self) -> float:
+        """The smallest number."""
+        return min(half.low for half in self.halves)
+
+    @property
+    def high(self) -> float:
+        """The largest number."""
+        return max(half.high for half in self.halves)
+
+    def range(self, method: str, percentile: float, form: Form) -> Range:
+        """The range by `method`, or by the one that errs least where it is `auto`, with what each would be."""
+        average = self.average or (self.low, self.high)
+        whole = Seen(self.halves[0].histogram.merged(self.halves[1].histogram).mass(), self.low, self.high, average)
+        parts = [
+            Seen(half.histogram.mass(), half.low, half.high, (max(average[0], half.low), min(average[1], half.high)))
+            for half in self.halves
+            if half.low <= half.high
+        ]
+        choices = tuple(_choice(one, whole, parts, percentile, form) for one in METHODS)
+        made = _least(choices) if method == "auto" else next(one for one in choices if one.method == method)
+        return Range(
+            made.low, made.high, made.method, made.sqnr, saturated(whole.mass, (made.low, made.high), form),
+            self.low, self.high, _shift(parts), choices,
+        )  # fmt: skip
+
+
+def _choice(method: str, whole: Seen, parts: list[Seen], percentile: float, form: Form) -> Choice:
+    """The range by `method` on all data, and the error on each half of the range that the other half gives."""
+    low, high = interval(method, whole, form, percentile)
+    if len(parts) < 2:
+        parts = [whole, whole]
+    masses = [part.mass for part in parts]
+    crossed = [
+        mean_squared_error(mass, interval(method, other, form, percentile), form)
+        for mass, other in zip(masses, reversed(parts), strict=True)
+    ]
+    error = sum(error * mass.total for error, mass in zip(crossed, masses, strict=True)) / whole.mass.total
+    own = mean_squared_error(whole.mass, (low, high), form)
+    return Choice(method, low, high, round(signal_to_noise(whole.mass, own), 3), _to_db(whole.mass, error))
+
+
+def _to_db(mass: Mass, error: float) -> float:
+    return round(signal_to_noise(mass, error), 3)
+
+
+def _least(choices: tuple[Choice, ...]) -> Choice:
+    """The first that errs as little, on data that it was not made from, as the best does."""
+    best = max(one.unseen for one in choices)
+    return next(one for one in choices if one.unseen >= best - 10 * np.log10(ALIKE))
+
+
+def _shift(parts: list[Seen]) -> float:
+    """By how much the extremes of the halves differ, as a share of the whole range."""
+    if len(parts) < 2:
+        return 0.0
+    (one, other) = parts
+    whole = max(one.high, other.high) - min(one.low, other.low)
+    return 0.0 if whole <= 0 else max(abs(one.low - other.low), abs(one.high - other.high)) / whole

@@ -7,6 +7,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from joulec.ir.feeds import Feed, Feeds
@@ -47,6 +48,7 @@ class Context:
         runner: runs models (in a child process from the command line), or None where running is not wanted.
         energy: prices nodes, or None.
         progress: called as `progress(message, fraction)` by long passes; fraction is 0..1 or None.
+        cache: folder where results that take long are kept by content, or None to keep none.
         excerpts: whether parts around each rewrite are compared where the whole model cannot be run.
     """
 
@@ -59,6 +61,7 @@ class Context:
     energy: EnergyModel | None = None
     progress: Callable[[str, float | None], None] = _silent
     excerpts: bool = False
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 import int8_kit as kit
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from joulec.errors import InputError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module, Range
 from joulec.ir.runner import LocalRunner
-from joulec.passes._ranges import BINS, Histogram, Observed
-from joulec.passes.calibrate import Calibrate, bindings_of, chunks, from_json, to_json, wanted
+from joulec.passes._calibration_file import from_json, to_json
+from joulec.passes._observe import bindings_of, chunks
+from joulec.passes._ranges import Observed
+from joulec.passes.calibrate import Calibrate, wanted
 
 X = {"x": (1, 3, 12, 12)}
 
@@ -29,19 +29,24 @@ def cnn() -> Module:
 
 def test_ranges_are_the_extremes_of_the_data(cnn: Module) -> None:
     data = kit.feeds(**X)
-    result = Calibrate().run(cnn, kit.context(data))
+    result = Calibrate(method="minmax").run(cnn, kit.context(data))
     assert list(cnn.ranges) == ["x", "r1", "p1", "k2", "c3", "r3", "g", "f"]
-    assert cnn.ranges["x"] == Range(float(min(f["x"].min() for f in data)), float(max(f["x"].max() for f in data)))
+    found, extremes = cnn.ranges["x"], (min(f["x"].min() for f in data), max(f["x"].max() for f in data))
+    assert (found.low, found.high) == (found.smallest, found.largest) == tuple(map(float, extremes))
     assert cnn.ranges["r1"].low == 0 and cnn.ranges["k2"].low >= 0 and cnn.ranges["k2"].high <= 6
     assert "c1" not in cnn.ranges, "the Conv in front of a Relu is inside its kernel"
     assert [(one.rule, one.node) for one in result.rewrites] == [("record-range", name) for name in cnn.ranges]
-    assert result.notes == (f"{len(cnn.ranges)} tensors calibrated on 8 feeds (feeds from Python), minmax",)
+    assert result.notes == (
+        "8 tensors calibrated on 8 feeds (feeds from Python): 8 minmax",
+        "data: only 8 feeds; a hundred that look like those in use give steadier ranges",
+        "data: of the 5 classes of 'y' they show 1; ranges for the other 4 were not seen",
+    )
 
 
 def test_several_passes_over_the_data_give_the_same_ranges(cnn: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     other = cnn.clone()
     Calibrate().run(cnn, kit.context(kit.feeds(**X)))
-    monkeypatch.setattr("joulec.passes.calibrate.chunks", lambda values, bindings: [[v.name] for v in values])
+    monkeypatch.setattr("joulec.passes._observe.chunks", lambda values, bindings: [[v.name] for v in values])
     Calibrate().run(other, kit.context(kit.feeds(**X)))
     assert _close(other.ranges, cnn.ranges)
 
@@ -81,7 +86,7 @@ def test_data_are_streamed_and_capped(cnn: Module) -> None:
     given = replace(kit.context([]), feeds=Feeds(endless, "data", "endless"), runner=runner)
     result = Calibrate(samples=5).run(cnn, given)
     assert runner.runs == 5 and runner.loads == 1
-    assert max(opened) <= 5, "no feed is read beyond the cap"
+    assert max(opened) <= 6, "no feed is read beyond the cap, but the one that islice looks ahead to"
     assert "on 5 feeds (endless)" in result.notes[0]
 
 
@@ -92,10 +97,14 @@ def test_unused_feeds_and_random_data_are_said(cnn: Module) -> None:
 
 
 def test_progress_is_shown_and_ends_at_one(cnn: Module) -> None:
-    seen: list[float] = []
-    shown = replace(kit.context(kit.feeds(**X)), progress=lambda message, fraction: seen.append(fraction or 0))
-    Calibrate().run(cnn, shown)
-    assert len(seen) == 8 and seen == sorted(seen) and seen[-1] == 1.0
+    seen: list[tuple[str, float]] = []
+    given = replace(kit.context(kit.feeds(**X)), progress=lambda said, fraction: seen.append((said, fraction or 0)))
+    Calibrate().run(cnn, given)
+    shown = {message for message, _ in seen}
+    assert shown == {"checking the calibration data", "calibrating", "choosing ranges"}
+    for message in shown:
+        fractions = [fraction for said, fraction in seen if said == message]
+        assert len(fractions) == 8 and fractions == sorted(fractions) and fractions[-1] == 1.0
 
 
 def test_nan_and_inf_are_named_and_their_neighbours_stay_float() -> None:
@@ -103,7 +112,7 @@ def test_nan_and_inf_are_named_and_their_neighbours_stay_float() -> None:
         "g (float[1,4] x) => (float[1,4] y) { h = MatMul(x, w) l = Log(h) y = MatMul(l, w) }", kit.random(w=(4, 4))
     )
     result = Calibrate().run(module, kit.context(kit.feeds(x=(1, 4))))
-    assert [r.reason for r in result.refusals] == ["'l' becomes NaN or Inf on the calibration data"]
+    assert [r.reason for r in result.refusals] == ["'l' becomes NaN or Inf on the calibration data (NaN in feed 1)"]
     assert list(module.ranges) == ["x"]
     made, refused = kit.quantized(module, kit.feeds(x=(1, 4)))
     assert kit.reasons(refused)["matmul2"] == "'l' is not calibrated"
@@ -141,9 +150,11 @@ def test_empty_or_wrong_data_is_an_input_error(cnn: Module) -> None:
         Calibrate().run(cnn, kit.context([{"z": np.zeros(1, np.float32)}]))
 
 
-@pytest.mark.parametrize("options", [{"percentile": 50}, {"percentile": 101}, {"samples": 0}])
+@pytest.mark.parametrize(
+    "options", [{"percentile": 50}, {"percentile": 101}, {"samples": 0}, {"methods": ("x",)}, {"methods": ("x:best",)}]
+)
 def test_options_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"must|methods: write PATTERN:METHOD"):
         Calibrate(**options)
 
 
@@ -167,32 +178,22 @@ def test_percentile_cuts_outliers(cnn: Module) -> None:
     assert cnn.ranges["x"].method == "percentile"
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6)), min_size=1, max_size=5))
-def test_a_histogram_keeps_what_was_asked(batches: list[tuple[int, float]]) -> None:
-    histogram, everything = Histogram(), []
-    for seed, size in batches:
-        numbers = np.random.default_rng(seed).normal(size=200) * size
-        everything.append(numbers)
-        histogram.add(numbers)
-    whole = np.concatenate(everything)
-    assert histogram.counts.size == BINS and histogram.counts.sum() == whole.size
-    low, high = histogram.interval(90)
-    step = 2 * histogram.width / BINS
-    kept = np.mean((whole >= low - 1e-9 * histogram.width) & (whole <= high + 1e-9 * histogram.width))
-    assert kept >= 0.9 - 1e-9
-    assert low >= np.quantile(whole, 0.05, method="lower") - step * 1.001
-    assert high <= np.quantile(whole, 0.95, method="higher") + step * 1.001
-
-
 def test_observing_zeros_and_nothing() -> None:
-    one = Observed(Histogram())
+    one = Observed()
     one.add(np.zeros(0, np.float32))
     assert one.count == 0
     one.add(np.zeros(5, np.float32))
-    one.add(np.full(5, 3, np.float32))
+    one.add(np.full(5, 3, np.float32), 1, second=True)
     assert (one.low, one.high, one.count) == (0.0, 3.0, 10)
-    assert one.histogram is not None and one.histogram.counts.sum() == 10
+    found = one.range("auto", 99.9, "uint8")
+    assert (found.low, found.high, found.shift) == (0.0, 3.0, 1.0)
+
+
+def test_the_first_number_that_is_not_finite_ends_the_watching() -> None:
+    one = Observed()
+    for turn, number in enumerate((1.0, np.inf, np.nan)):
+        one.add(np.float32([number]), turn)
+    assert one.broken == ("Inf", 2) and one.count == 1
 
 
 # -- calibration.json ---------------------------------------------------------------------------------------
