@@ -33,11 +33,11 @@ def module(body: str, opset: int = 20, head: str = X) -> Module:
 @pytest.mark.parametrize(
     ("body", "left"),
     [
-        ("a = Add(x, three) c = Clip(a, zero, six1) p = Mul(x, c) y = Div(p, six)", ["HardSigmoid", "Mul"]),
-        ("a = Add(three, x) c = Clip(a, zero, six1) p = Mul(c, x) y = Mul(p, sixth)", ["HardSigmoid", "Mul"]),
-        ("a = Add(x, three) c = Clip(a, zero, six1) d = Div(c, six) y = Mul(x, d)", ["HardSigmoid", "Mul"]),
+        ("a = Add(x, three) c = Clip(a, zero, six1) p = Mul(x, c) y = Div(p, six)", ["HardSwish"]),
+        ("a = Add(three, x) c = Clip(a, zero, six1) p = Mul(c, x) y = Mul(p, sixth)", ["HardSwish"]),
+        ("a = Add(x, three) c = Clip(a, zero, six1) d = Div(c, six) y = Mul(x, d)", ["HardSwish"]),
         ("a = Add(x, three) c = Clip(a, zero, six1) y = Mul(sixth, c)", ["HardSigmoid"]),
-        ("a = Add(x, half) c = Clip(a, zero, one) r = Relu(x) p = Mul(r, c) y = Mul(p, one)", ["Relu", "HardSigmoid", "Mul"]),
+        ("a = Add(x, half) c = Clip(a, zero, one) r = Relu(x) p = Mul(r, c) y = Mul(p, one)", ["Relu", "HardSigmoid", "Mul", "Mul"]),
     ],
 )
 def test_hard_sigmoids(body: str, left: list[str]) -> None:
@@ -59,7 +59,7 @@ def test_hard_sigmoid_of_clip_with_attributes() -> None:
         ("a = Add(x, three) c = Clip(a, zero, six1) p = Mul(x, c) q = Div(p, six) y = Add(q, a)", {"what is clipped is used elsewhere too"}),
         ("a = Add(x, three) c = Clip(a, zero, six1) p = Mul(a, c) y = Div(p, six)", {"what is clipped is used elsewhere too"}),
         ("a = Add(x, three) c = Clip(a, half, six1) p = Mul(x, c) y = Div(p, six)", set()),
-        ("a = Add(x, three) c = Clip(a, zero) p = Mul(x, c) y = Div(p, six)", {"the factor 0.166667 does not undo the upper bound inf"}),
+        ("a = Add(x, three) c = Clip(a, zero) p = Mul(x, c) y = Div(p, six)", set()),
         ("a = Add(x, g) c = Clip(a, zero, six1) p = Mul(x, c) y = Div(p, six)", set()),
         ("a = Add(x, three) c = Clip(a, zero, six1) p = Mul(c, c) y = Div(p, six)", set()),
     ],
@@ -121,7 +121,7 @@ def test_a_scale_of_another_shape_stays_behind_it() -> None:
         (NORM.replace("Pow(d, two)", "Pow(d, three)") + "y = Div(d, r)", 20, set()),
         (NORM.replace("ReduceMean(s, last)", "ReduceMean(s, lasts)") + "y = Div(d, r)", 20, {"the two means are not known to be over the same axes"}),
         (NORM.replace("last)", "firsts)") + "y = Div(d, r)", 20, {"it normalizes over axes that are not the last ones"}),
-        (NORM.replace("Sub(x, m)", "Sub(m, x)") + "y = Div(d, r)", 20, set()),
+        (NORM.replace("Sub(x, m)", "Sub(m, x)") + "y = Div(d, r)", 20, {"RMSNormalization needs opset 23, the model has 20"}),
     ],
 )
 def test_what_is_no_layer_normalization_stays(body: str, opset: int, reasons: set[str] | None) -> None:
