@@ -310,6 +310,15 @@ def passes(
 
 app.command(epilog=epilog("joulec targets", "joulec targets cuda", "joulec targets --json"))(cli_targets.targets)
 
+app.command(
+    epilog=epilog(
+        "joulec lint quantized.onnx --target tensorrt",
+        "joulec lint quantized.onnx --target tensorrt --fix mended.onnx",
+        "joulec lint --rules --target tensorrt",
+        "Exit code 4 where an error is left, 0 where none is; --strict counts warnings.",
+    )
+)(cli_targets.lint)
+
 
 @app.command(epilog=epilog("joulec devices", "joulec devices h100 --json"))
 def devices(

@@ -44,7 +44,7 @@ class Compiler(Bench):
             BudgetError: what the user ordered costs more accuracy than the budget they gave.
         """
         self.book = Book()
-        module = self._ordered() if self.orders.passes is not None else self._chosen()
+        module = self._fitted(self._ordered() if self.orders.passes is not None else self._chosen())
         paired = None if self.recorded else self.against_input(module)
         if paired is not None and paired.slower and not self.orders.given:
             module, paired = self._undone(module, paired)
@@ -74,6 +74,15 @@ class Compiler(Bench):
         self.book.keep(self._legalized)
         module = self._pruned(optimize_exactly(self, self._legalized.module))
         return aligned(self, quantized(self, module))
+
+    def _fitted(self, module: Module) -> Module:
+        """In the provider's form: legalization of what was chosen and ordered, so never left out."""
+        passes = self.backend.fitting()
+        if not passes:
+            return module
+        outcome = self.run(passes, module)
+        self.book.keep(outcome)
+        return outcome.module
 
     def _pruned(self, module: Module) -> Module:
         if self.orders.sparsity is None:

@@ -152,6 +152,14 @@ class Backend(ABC):
         """Exact passes that bring a legal module closer to the target's own form; left out where they do not pay."""
         return []
 
+    def mending(self) -> list[Pass]:
+        """Passes that bring a model quantized by another tool into this target's form; none where there are none."""
+        return []
+
+    def fitting(self) -> list[Pass]:
+        """Passes that bring what was optimized, and perhaps quantized, into the provider's form; always run, last."""
+        return []
+
     @abstractmethod
     def settings(self, threads: int) -> SessionSettings:
         """How the artefact is to be opened."""

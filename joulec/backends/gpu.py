@@ -14,8 +14,14 @@ from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.runner import Runner
 from joulec.ir.verify import checker_problem
+from joulec.passes.base import Pass
+from joulec.passes.legalize_qdq import LegalizeQdq
 from joulec.passes.schemes import TENSORRT_SCHEME
 from joulec.passes.target import Target
+from joulec.passes.upgrade_opset import UpgradeOpset
+
+QDQ_OPSET = 13
+"""Opset of per-channel QuantizeLinear and DequantizeLinear."""
 
 
 class GpuBackend(Backend):
@@ -56,6 +62,14 @@ class TensorRtBackend(GpuBackend):
         """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""
         options = {"trt_builder_optimization_level": "3"}
         return SessionSettings(self.target.provider, options, threads, {}, ("WeightBiasQuantization",))
+
+    def fitting(self) -> list[Pass]:
+        """Q/DQ by TensorRT's rules, whoever put it there."""
+        return [LegalizeQdq()]
+
+    def mending(self) -> list[Pass]:
+        """What other tools quantized, in TensorRT's form; scales for each channel need opset 13."""
+        return [UpgradeOpset(to=QDQ_OPSET), LegalizeQdq()]
 
     def describe(self) -> str:
         return "float32, or INT8 (s8 symmetric, float bias) when ordered with --int8"

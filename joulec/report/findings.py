@@ -1,4 +1,4 @@
-"""What `bisect` and `explain` show in a terminal. Names from models are made harmless."""
+"""What `bisect`, `explain` and `lint` show in a terminal. Names from models are made harmless."""
 
 from __future__ import annotations
 
@@ -172,4 +172,52 @@ def _story(out: Console, story: Mapping[str, Any], found: Mapping[str, Any]) -> 
         if own & set(miss["nodes"]):
             said = f"{units.safe(miss['by'])}/{units.safe(miss['rule'])}: {units.safe(miss['reason'], 400)}"
             table.add_row("why not", Text(said))
+    out.print(table)
+
+
+_SEVERITY = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+MAX_LINTED = 4
+"""Nodes listed a rule; `--json` lists all."""
+
+
+def linted(out: Console, found: Mapping[str, Any]) -> None:
+    """`lint`: what a target has against a model, by rule; `found` is `Linted.to_json()`."""
+    out.print(Text(f"{units.safe(found['model'])}  ({units.safe(found['target'])})", style="bold"))
+    _by_rule(out, found["findings"])
+    if found["fixed"] is None:
+        return
+    out.print(Text(f"\nmended → {units.safe(found['fixed'], 400)}", style="bold"))
+    for rule, count in (found["rewrites"] or {}).items():
+        out.print(f"  {rule}: {count}")
+    for reason in found["refusals"][:MAX_LINTED]:
+        out.print(Text(f"  not done: {units.safe(reason, 400)}", style="yellow"))
+    if found["deviation"] is not None:
+        said = units.safe(f"{float(found['deviation']):.2g}")
+        feeds = units.safe(found["feeds"], 200)
+        out.print(f"  worst output deviates by {said} of its largest value, on this CPU, on {feeds}")
+    _by_rule(out, found["left"])
+
+
+def _by_rule(out: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        out.print(Text("nothing against it", style="bold green"))
+        return
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row["rule"], []).append(row)
+    for rule, group in grouped.items():
+        severity = group[0]["severity"]
+        out.print(Text(f"{severity} {rule} ({units.plural(len(group), 'node')})", style=_SEVERITY[severity]))
+        for row in group[:MAX_LINTED]:
+            out.print(f"  {units.safe(row['op_type'])} '{units.safe(row['node'])}': {units.safe(row['message'], 400)}")
+        if len(group) > MAX_LINTED:
+            out.print(f"  and {len(group) - MAX_LINTED} more; --json lists all")
+
+
+def rules(out: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    """`lint --rules`: name, severity and meaning of each."""
+    table = grid("rule", "severity", "*what it means")
+    for row in rows:
+        table.add_row(row["rule"], row["severity"], row["text"])
     out.print(table)
