@@ -173,7 +173,7 @@ def _compute_refusal(node: ir.Node) -> str | None:
         return f"no rule quantizes {node.op_type} yet"
     if node.op_type == "Gemm" and (reason := _gemm_refusal(node)) is not None:
         return reason
-    return _weight_refusal(weight) or (_bias_refusal(node, bias, channels(node)) if bias is not None else None)
+    return weight_refusal(weight) or (_bias_refusal(node, bias, channels(node)) if bias is not None else None)
 
 
 def _is_dynamic(value: ir.Value | None) -> bool:
@@ -186,7 +186,8 @@ def _is_stored(value: ir.Value | None) -> bool:
     return value is not None and (value.is_initializer() or constant_tensor(value) is not None)
 
 
-def _weight_refusal(weight: ir.Value) -> str | None:
+def weight_refusal(weight: ir.Value) -> str | None:
+    """Why the numbers of `weight` cannot become integers, or None."""
     if weight.is_initializer() and is_overridable(weight):
         return f"weight '{weight.name}' is a graph input: a caller may replace it"
     numbers = constant(weight)
