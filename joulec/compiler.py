@@ -14,6 +14,7 @@ from joulec.describe import step_report
 from joulec.errors import BudgetError
 from joulec.ir.module import Module
 from joulec.passes import spelling
+from joulec.passes._quantizers import quantizes
 from joulec.passes.pipeline import Outcome, Step
 from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.quantize import Quantize
@@ -58,10 +59,10 @@ class Compiler(Bench):
 
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())
-        if self.orders.int8 and not any(isinstance(one, Quantize) for one in passes):
-            passes += [*preparation(self.base), Quantize()]
+        if self.orders.int8 and not any(quantizes(one) for one in passes):
+            passes += [*preparation(self.base, Quantize()), Quantize()]
         passes = self.orders.obeyed(passes)
-        self.book.int8 = next((spelling.spell_pass(one) for one in passes if isinstance(one, Quantize)), None)
+        self.book.int8 = next((spelling.spell_pass(one) for one in passes if quantizes(one)), None)
         outcome = self.run([*self.backend.legalization(), *self.backend.preferences(), *passes], self.base)
         self.book.keep(outcome)
         pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]

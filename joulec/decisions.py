@@ -13,8 +13,8 @@ from joulec.backends.base import write_json
 from joulec.errors import InputError
 from joulec.ir.shapes import first_line
 from joulec.passes import spelling
+from joulec.passes._quantizers import QUANTIZERS
 from joulec.passes.default import exact_passes
-from joulec.passes.quantize import Quantize
 from joulec.passes.upgrade_opset import UpgradeOpset
 from joulec.report.data import Data, Decision, Latency, StepReport
 
@@ -89,7 +89,7 @@ def _check_passes(found: Decisions) -> None:
     known = {type(one).pass_name(): type(one) for one in (UpgradeOpset(), *exact_passes())}
     for spelled in found.excluded:
         spelling.parse(spelled, known)
-    if found.int8 is not None and len(spelling.parse(found.int8, {Quantize.pass_name(): Quantize})) != 1:
+    if found.int8 is not None and len(spelling.parse(found.int8, QUANTIZERS)) != 1:
         raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
 
 

@@ -369,3 +369,48 @@ def test_a_model_too_large_to_run_after_every_pass_is_compared_in_excerpts(
     assert "outputs were not compared: its weights take 0.0 GiB" in notes
     assert any(note.startswith("excerpts around what the passes changed: ") for note in notes)
     assert isinstance(made.runner, PricedRunner) and made.runner.timed == 8  # two pairs, 2 loads, 2 calls each
+
+
+# -- INT8 without calibration ---------------------------------------------------------------------------------------
+
+MLP = "mlp (float[N,64] x) => (float[N,8] y) { h = MatMul(x, w) r = Elu(h) y = MatMul(r, v) }"
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Module:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in (("w", (64, 256)), ("v", (256, 8)))}
+    return lower(write(tmp_path / "mlp.onnx", MLP, weights)).module
+
+
+def rows(count: int = 4) -> list[Any]:
+    return [{"x": np.random.default_rng(i).normal(size=(1, 64)).astype(np.float32)} for i in range(count)]
+
+
+def test_ranges_of_each_run_are_tried_and_kept_where_they_are_fastest(mlp: Module) -> None:
+    def seconds(module: Module) -> float:
+        return 0.5 if "DynamicQuantizeLinear" in operators(module) else 2.0 if is_quantized(module) else 1.0
+
+    made = compiler(mlp, seconds, Scripted(lambda module: 1.0), rows())
+    compiled = made.compile()
+    assert compiled.decisions.int8 == "quantize-dynamic"
+    again = compiler(mlp, seconds, Scripted(lambda module: 1.0), rows(), recorded=compiled.decisions).compile()
+    assert operators(again.module) == operators(compiled.module)
+
+
+def test_int8_that_is_ordered_without_data_takes_its_ranges_at_each_run(mlp: Module) -> None:
+    made = compiler(mlp, data=[], int8=True)
+    compiled = made.compile()
+    assert compiled.decisions.int8 == "quantize-dynamic"
+    assert decision(compiled, "INT8").reason == (
+        "ordered with --int8, but no calibration data: give --data to unlock INT8 quantization; "
+        "so with ranges taken at each run"
+    )
+
+
+def test_keep_float_binds_every_kind_of_quantization(mlp: Module) -> None:
+    for ordered in ("quantize-dynamic", "quantize-weights"):
+        passes = spelling.parse(ordered, registry.builtin())
+        compiled = compiler(mlp, data=rows(), passes=tuple(passes), keep_float=("MatMul",)).compile()
+        assert operators(compiled.module) == ["MatMul", "Elu", "MatMul"]
+        assert compiled.decisions.int8 == f"{ordered}{{keep-float=MatMul}}"

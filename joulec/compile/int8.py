@@ -9,14 +9,16 @@ from joulec.decisions import Decisions
 from joulec.errors import JoulecError
 from joulec.ir.module import Module
 from joulec.passes import spelling
+from joulec.passes._quantizers import QUANTIZERS
 from joulec.passes.base import Pass
 from joulec.passes.calibrate import Calibrate
 from joulec.passes.materialize_weights import MaterializeWeights, computes_weights
 from joulec.passes.pipeline import Outcome
 from joulec.passes.quantize import Quantize
+from joulec.passes.quantize_dynamic import QuantizeDynamic
 from joulec.payoff import Paired
 
-QUANTIZATIONS: tuple[Quantize, ...] = (Quantize(), Quantize(only=("Conv", "ConvTranspose")))
+QUANTIZATIONS: tuple[Pass, ...] = (Quantize(), Quantize(only=("Conv", "ConvTranspose")), QuantizeDynamic())
 """Ways to quantize that joulec tries by itself, the most thorough first; the fastest within the budget is kept."""
 
 
@@ -41,9 +43,10 @@ def quantized(bench: Bench, floating: Module) -> Module:
     return _insist(bench, floating) if bench.orders.int8 else _try_all(bench, floating)
 
 
-def preparation(floating: Module) -> list[Pass]:
-    """What must run before quantize: weights that nodes compute are stored, ranges are measured."""
-    return [MaterializeWeights(), Calibrate()] if computes_weights(floating) else [Calibrate()]
+def preparation(floating: Module, quantize: Pass) -> list[Pass]:
+    """What must run before `quantize`: weights that nodes compute are stored, ranges that it needs are measured."""
+    stored: list[Pass] = [MaterializeWeights()] if computes_weights(floating) else []
+    return [*stored, Calibrate()] if isinstance(quantize, Quantize) else stored
 
 
 def _why_not(bench: Bench) -> str | None:
@@ -54,7 +57,7 @@ def _why_not(bench: Bench) -> str | None:
         return f"{target.name} has no integer kernels for quantized graphs"
     if bench.inputs.obstacle is not None:
         return "the input model does not run here, so it cannot be calibrated"
-    if bench.inputs.feeds is None:
+    if bench.inputs.feeds is None and not (bench.orders.int8 and target.name == "cpu"):
         return "no calibration data: --data would unlock INT8"
     if bench.orders.int8 is None and target.name != "cpu" and bench.recorded is None:
         return f"joulec cannot measure {target.name} here, so it does not choose INT8 by itself; --int8 orders it"
@@ -64,18 +67,23 @@ def _why_not(bench: Bench) -> str | None:
 def _repeat(bench: Bench, floating: Module, recorded: Decisions) -> Module:
     if recorded.int8 is None:
         return floating
-    (quantize,) = spelling.parse(recorded.int8, {Quantize.pass_name(): Quantize})
-    outcome = bench.run([*preparation(floating), quantize], floating)
+    (quantize,) = spelling.parse(recorded.int8, QUANTIZERS)
+    outcome = bench.run([*preparation(floating, quantize), quantize], floating)
     bench.book.keep(outcome)
     bench.book.int8 = recorded.int8
     return outcome.module
 
 
 def _insist(bench: Bench, floating: Module) -> Module:
-    outcome = bench.run([*preparation(floating), Quantize()], floating)
-    bench.book.keep(outcome)
+    """What was ordered: INT8 with calibrated ranges; where none can be, with those of each run."""
+    outcome = bench.run([*preparation(floating, Quantize()), Quantize()], floating)
     changed = outcome.steps[-1].status == "applied"
     why = "ordered with --int8" if changed else f"ordered with --int8, but {why_unchanged(outcome)}"
+    if not changed and bench.backend.target.name == "cpu":
+        other = bench.run([*preparation(floating, QuantizeDynamic()), QuantizeDynamic()], floating)
+        if other.steps[-1].status == "applied":
+            why, outcome, changed = f"{why}; so with ranges taken at each run", other, True
+    bench.book.keep(outcome)
     bench.book.int8 = outcome.steps[-1].spelling if changed else None
     bench.book.choose("INT8", changed, why, ordered=True)
     return outcome.module
@@ -86,7 +94,7 @@ def _try_all(bench: Bench, floating: Module) -> Module:
     failed: list[_Tried] = []
     counts: set[int] = set()
     for quantize in QUANTIZATIONS:
-        outcome = bench.run([*preparation(floating), quantize], floating)
+        outcome = bench.run([*preparation(floating, quantize), quantize], floating)
         count = outcome.module.node_count()
         if outcome.steps[-1].status != "applied" or count in counts:
             failed.append(_Tried(outcome, why_unchanged(outcome)))

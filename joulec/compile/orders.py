@@ -11,8 +11,11 @@ from joulec.accuracy import Judge
 from joulec.errors import InputError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.passes import spelling
+from joulec.passes._quantizers import quantizes
 from joulec.passes.base import Pass
 from joulec.passes.quantize import Quantize
+from joulec.passes.quantize_dynamic import QuantizeDynamic
+from joulec.passes.quantize_weights import QuantizeWeights
 
 DEFAULT_MAX_DROP = 0.01
 """The accuracy budget in absolute points when the user orders nothing."""
@@ -49,7 +52,7 @@ class Orders:
             return
         if self.sparsity is not None:
             raise InputError("--sparsity and --passes: write prune-magnitude{sparsity=...} into --passes instead")
-        if self.int8 is False and any(isinstance(one, Quantize) for one in self.passes):
+        if self.int8 is False and any(quantizes(one) for one in self.passes):
             raise InputError("--no-int8 and --passes contradict each other: --passes holds quantize")
 
     @property
@@ -82,7 +85,7 @@ class Orders:
 
 
 def _keeping(one: Pass, patterns: tuple[str, ...]) -> Pass:
-    if not patterns or not isinstance(one, Quantize):
+    if not patterns or not isinstance(one, Quantize | QuantizeDynamic | QuantizeWeights):
         return one
     return replace(one, keep_float=tuple(dict.fromkeys((*one.keep_float, *patterns))))
 
