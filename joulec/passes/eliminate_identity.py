@@ -10,16 +10,17 @@ import onnx_ir as ir
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant, input_at, rank, static_shape
+from joulec.passes._states import ZeroStates
 from joulec.passes.base import Context, RulePass
 
 
 @dataclass(frozen=True)
 class EliminateIdentity(RulePass):
-    """Remove Identity, inference Dropout, and casts, reshapes, transposes, pads and slices that change nothing."""
+    """Remove Identity, inference Dropout, zero states, and casts, reshapes, pads and slices that change nothing."""
 
     def rules(self, context: Context) -> list[Rule]:
-        """One rule knows when each operator is an identity."""
-        return [RemoveIdentity()]
+        """One rule knows when each operator is an identity, one when an input may be left out."""
+        return [RemoveIdentity(), ZeroStates()]
 
 
 class RemoveIdentity(Rule):
