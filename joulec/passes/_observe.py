@@ -13,6 +13,7 @@ from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.values import Array, bound_shape
 from joulec.passes._data_checks import Classes
+from joulec.passes._exposing import expose
 from joulec.passes._ranges import MOST, Observed, bits_for
 from joulec.passes.base import Context
 
@@ -46,14 +47,20 @@ def observe(
     bits = bits_for(max(map(len, parts), default=0))
     for index, names in enumerate(parts):
         seen = {name: Observed(bits) for name in names}
+        places: dict[str, set[int]] = {name: set() for name in names}
+        counts: dict[str, int] = {}
         stream = _stream(module, context.runner, itertools.islice(context.feeds, count), names)
         for turn, arrays in enumerate(stream):
             for name, one in seen.items():
-                one.add(arrays[name], turn, second=2 * turn >= count)
+                counts[name] = len(arrays[name])
+                for place, array in enumerate(arrays[name]):
+                    one.add(array, turn, second=2 * turn >= count)
+                    places[name] |= {place} if array.size else set()
             if index == 0:
-                classes.add(arrays, outputs)
+                classes.add({name: arrays[name][0] for name in outputs}, outputs)
             context.progress("calibrating", min(1.0, (index + (turn + 1) / count) / len(parts)))
-        yield from seen.items()
+        # Of a name that several branches use, all must have run: one range serves them all.
+        yield from ((name, one) for name, one in seen.items() if len(places[name]) == counts.get(name))
 
 
 def bindings_of(module: Module, feed: Feed) -> dict[str, int]:
@@ -90,14 +97,23 @@ def _bytes(value: ir.Value, bindings: Mapping[str, int]) -> int:
     return 4 * int(np.prod([dim for dim in dims if dim is not None], dtype=np.float64))
 
 
-def _stream(module: Module, runner: Runner, feeds: Iterator[Feed], names: Sequence[str]) -> Iterator[dict[str, Array]]:
-    """Yield the named values for each feed. Those that are inputs are taken from the feed itself."""
+def _stream(
+    module: Module, runner: Runner, feeds: Iterator[Feed], names: Sequence[str]
+) -> Iterator[dict[str, list[Array]]]:
+    """Yield the named values for each feed, and the model's outputs; a value of several branches has several arrays.
+
+    Those that are inputs are taken from the feed itself.
+    """
     inputs = {value.name for value in module.graph.inputs}
-    handle = runner.load(module, extra_outputs=[name for name in names if name not in inputs])
+    opened, carriers = expose(module, names)
+    asked = [one for name in names if name not in inputs for one in carriers.get(name, [name])]
+    handle = runner.load(opened, extra_outputs=asked)
     try:
         for feed in feeds:
             outputs = runner.run(handle, feed)
-            outputs.update((name, np.asarray(feed[name])) for name in names if name in inputs)
-            yield outputs
+            arrays = {name: [array] for name, array in outputs.items()}
+            arrays.update((name, [np.asarray(feed[name])]) for name in names if name in inputs)
+            arrays.update((name, [outputs[one] for one in carried]) for name, carried in carriers.items())
+            yield arrays
     finally:
         runner.unload(handle)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.values import attribute, constant, constant_tensor, input_at, is_overridable, rank, sole_consumer
+from joulec.passes._exposing import branches
 from joulec.passes._qdq import Bounds
 from joulec.passes.target import QuantizationScheme
 
@@ -107,11 +108,16 @@ Veto = Callable[[ir.Node], str | None]
 
 
 def survey(module: Module, scheme: QuantizationScheme, target: str, veto: Veto = lambda node: None) -> Survey:
-    """Find every block of the main graph that `scheme` has a kernel for. Reads weights only to look for NaN."""
+    """Find every block that `scheme` has a kernel for, in the main graph and in the branches of its Ifs.
+
+    Bodies of Loop and Scan run many times in one run of the model, and functions are called from many places: one
+    range would have to serve all of it. Reads weights only to look for NaN.
+    """
     blocks: list[Block] = []
     refused: list[tuple[ir.Node, str]] = []
     swallowed: set[int] = set()
-    for node in module.graph:
+    reached = list(branches(module.graph))
+    for node in (node for graph in reached for node in graph):
         if id(node) in swallowed or not _on_floats(node):
             continue
         reason = _refusal(node, scheme, target) or veto(node)
@@ -121,7 +127,8 @@ def survey(module: Module, scheme: QuantizationScheme, target: str, veto: Veto =
         block = _block(node, scheme, veto)
         blocks.append(block)
         swallowed.update(map(id, block.tail))
-    refused += [(node, "inside a subgraph or function: not calibrated") for node in _inner_compute(module, scheme)]
+    unseen = "inside a loop or function: not calibrated"
+    refused += [(node, unseen) for node in _inner_compute(module, scheme, reached)]
     return Survey(tuple(blocks), tuple(refused))
 
 
@@ -130,8 +137,9 @@ def _on_floats(node: ir.Node) -> bool:
     return any(floats) and any(value.dtype == ir.DataType.FLOAT for value in node.outputs)
 
 
-def _inner_compute(module: Module, scheme: QuantizationScheme) -> Iterable[ir.Node]:
-    inner = (graph for graph in walk.graphs(module.model) if graph is not module.graph)
+def _inner_compute(module: Module, scheme: QuantizationScheme, reached: Iterable[ir.Graph]) -> Iterable[ir.Node]:
+    seen = {id(graph) for graph in reached}
+    inner = (graph for graph in walk.graphs(module.model) if id(graph) not in seen)
     return (node for graph in inner for node in graph if walk.is_onnx(node, *sorted(scheme.compute)))
 
 

@@ -147,8 +147,9 @@ class _Insertion:
         ranges = rewriter.module.ranges
         values = [value for block, inputs in self.blocks for value in (*inputs, block.output)]
         self.ranges = {id(value): ranges[value.name] for value in values if value.name in ranges}
-        self.pairs: dict[int, _Pair] = {}
-        self.weights: dict[tuple[int, bytes], tuple[ir.Value, ...]] = {}
+        self.pairs: dict[tuple[int, int], _Pair] = {}
+        """By value and graph: kernels are found within one graph, so a branch has pairs of its own."""
+        self.weights: dict[tuple[int, bytes, int], tuple[ir.Value, ...]] = {}
 
     def run(self) -> None:
         """Quantize every block, in graph order: what a block reads has its parameters before what it makes."""
@@ -156,17 +157,18 @@ class _Insertion:
             for value in dict.fromkeys(inputs):
                 self._quantize_input(value, block)
             with self.rewriter.rewriting(f"quantize-{block.node.op_type.lower()}", block.node, *block.tail):
+                source = self.pairs[_key(inputs[0], block.node)]
                 if block.kind == "rescale":
-                    self._rescale(block, self.pairs[id(inputs[0])])
+                    self._rescale(block, source)
                     continue
                 for index, value in zip(block.operands, inputs, strict=True):
-                    self.rewriter.set_input(block.node, index, self.pairs[id(value)].result)
+                    self.rewriter.set_input(block.node, index, self.pairs[_key(value, block.node)].result)
                 for index in block.constants:
                     self._quantize_constant(block.node, index)
                 if block.weight is not None:
-                    self._quantize_weight(block, block.weight, self.pairs[id(inputs[0])])
+                    self._quantize_weight(block, block.weight, source)
                 if self.scheme.quantize_outputs:
-                    self._quantize_output(block, self.pairs[id(inputs[0])])
+                    self._quantize_output(block, source)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -182,11 +184,13 @@ class _Insertion:
 
     def _quantize_input(self, value: ir.Value, block: Block) -> None:
         """Float value -> Q/DQ that only quantized blocks read."""
-        if id(value) in self.pairs:
+        if _key(value, block.node) in self.pairs:
             return
+        producer = value.producer()
+        outer = None if producer is None else self.pairs.get(_key(value, producer))
         with self.rewriter.rewriting("quantize-input", block.node):
-            pair = self._pair(value, *self._constants(value, self._parameters(value, None), block.node))
-            self.rewriter.set_input(pair.quantize, 0, value)
+            pair = self._pair(value, *self._constants(value, self._parameters(value, None), block.node), block.node)
+            self.rewriter.set_input(pair.quantize, 0, value if outer is None else outer.result)
 
     def _quantize_output(self, block: Block, source: _Pair) -> None:
         """Result of a block -> Q/DQ; every user of it, graph outputs included, reads the pair."""
@@ -195,9 +199,10 @@ class _Insertion:
             self._keep_apart(block.node)
             return
         if block.kind == "movement":
-            pair = self._pair(value, source.parameters, source.scale, source.zero_point)
+            pair = self._pair(value, source.parameters, source.scale, source.zero_point, block.node)
         else:
-            pair = self._pair(value, *self._constants(value, self._parameters(value, block.within), block.node))
+            made = self._parameters(value, block.within)
+            pair = self._pair(value, *self._constants(value, made, block.node), block.node)
         self.rewriter.replace(value, pair.result)
         self.rewriter.set_input(pair.quantize, 0, value)
 
@@ -211,7 +216,7 @@ class _Insertion:
             before=block.node, name=f"{value.name}_dequantize", like=value,
         )  # fmt: skip
         made = Parameters(scaled, source.parameters.zero_point)
-        self.pairs[id(value)] = _Pair(source.quantize, result, made, scale, source.zero_point)
+        self.pairs[_key(value, block.node)] = _Pair(source.quantize, result, made, scale, source.zero_point)
         stored = [one for one in block.node.inputs if one is not None and constant_tensor(one) is not None]
         self.rewriter.replace(value, result)
         self.rewriter.erase(block.node)
@@ -242,10 +247,18 @@ class _Insertion:
         scale = self.rewriter.constant(made.scale, f"{value.name}_scale", at=at)
         return made, scale, self.rewriter.constant(made.zero_point, f"{value.name}_zero_point", at=at)
 
-    def _pair(self, value: ir.Value, made: Parameters, scale: ir.Value, zero_point: ir.Value) -> _Pair:
-        """Insert Q and DQ for `value`, right behind its producer; what Q reads is set by the caller."""
-        producer, name = value.producer(), value.name
-        before = self.rewriter.module.graph[0] if producer is None else None
+    def _pair(
+        self, value: ir.Value, made: Parameters, scale: ir.Value, zero_point: ir.Value, reader: ir.Node
+    ) -> _Pair:
+        """Insert Q and DQ for `value` in the graph of `reader`, right behind its producer where that is there too.
+
+        What Q reads is set by the caller.
+        """
+        producer, name, graph = value.producer(), value.name, reader.graph
+        if graph is None:
+            raise RuntimeError(f"{reader.name} is in no graph")
+        producer = producer if producer is not None and producer.graph is graph else None
+        before = graph[0] if producer is None else None
         (q,) = self.rewriter.add(
             "QuantizeLinear", [None, scale, zero_point], before=before, after=producer, name=f"{name}_quantize"
         )
@@ -253,8 +266,8 @@ class _Insertion:
         (result,) = self.rewriter.add(
             "DequantizeLinear", [q, scale, zero_point], after=quantize, name=f"{name}_dequantize", like=value
         )
-        self.pairs[id(value)] = _Pair(quantize, result, made, scale, zero_point)
-        return self.pairs[id(value)]
+        self.pairs[_key(value, reader)] = made_pair = _Pair(quantize, result, made, scale, zero_point)
+        return made_pair
 
     # -- weights --------------------------------------------------------------------------------------------
 
@@ -280,7 +293,7 @@ class _Insertion:
         if value is None or numbers is None:
             return
         made = activation_parameters(Range(float(numbers.min()), float(numbers.max())), self.scheme.activation)
-        key = id(value), b"operand"
+        key = id(value), b"operand", id(node.graph)
         if key not in self.weights:
             integers = quantized(numbers, made)
             stored = self.rewriter.constant(integers, f"{value.name}_quantized", at=node, follows=value)
@@ -292,7 +305,7 @@ class _Insertion:
     def _dequantized_weight(
         self, weight: ir.Value, array: Array, made: Parameters, axis: int | None, node: ir.Node
     ) -> ir.Value:
-        key = id(weight), made.scale.tobytes()
+        key = id(weight), made.scale.tobytes(), id(node.graph)
         if key not in self.weights:
             constants = self.rewriter.constant
             self.weights[key] = (
@@ -328,7 +341,7 @@ class _Insertion:
         if producer is not None:
             self.rewriter.erase(producer)
         elif value.is_initializer() and value.graph is not None and not value.is_graph_input():
-            self.rewriter.erase_initializer(self.rewriter.module.graph, value.name or "")
+            self.rewriter.erase_initializer(value.graph, value.name or "")
 
 
 @dataclass(frozen=True)
@@ -340,6 +353,10 @@ class _Pair:
     parameters: Parameters
     scale: ir.Value
     zero_point: ir.Value
+
+
+def _key(value: ir.Value, node: ir.Node) -> tuple[int, int]:
+    return id(value), id(node.graph)
 
 
 def _producer(value: ir.Value) -> ir.Node:

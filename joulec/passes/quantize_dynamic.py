@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir.module import Module
+from joulec.ir.precision import precision_of
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.values import Array, attribute, constant, input_at
 from joulec.ir.walk import MICROSOFT_DOMAIN
@@ -79,7 +80,8 @@ class QuantizeDynamic(Pass):
 def _nothing_to_do(module: Module, context: Context) -> str | None:
     if context.target.name != "cpu":
         return f"nothing to quantize: {context.target.name} has no kernels that quantize their input at each run"
-    if (reason := not_quantizable(module)) is not None:
+    ours = bool(module.ranges) and precision_of(module) == "quantized"  # by quantize, a step before
+    if not ours and (reason := not_quantizable(module)) is not None:
         return reason
     if module.opset < OPSET:
         return f"opset {module.opset} cannot express it, {OPSET} can (upgrade-opset comes first)"
