@@ -24,6 +24,7 @@ from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.partial import forget_names
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
+from joulec.measuring import Measured, measure_pair
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context
 from joulec.passes.default import exact_passes
@@ -31,7 +32,6 @@ from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline
 from joulec.passes.target import Target
-from joulec.payoff import Paired, time_pair
 from joulec.report.data import Report
 
 if TYPE_CHECKING:
@@ -370,8 +370,10 @@ def measure(
     model: Any, against: Any = None, data: Any = None, shape: Shapes | None = None, *, limits: Limits | None = None,
     trust_code: bool = False, threads: int = 1, seconds: float = 4.0, seed: int = 0,
     custom_ops: Sequence[str | Path] = (),
-) -> Paired:  # fmt: skip
-    """Time a model on this machine's CPU, paired with another one (itself if None is given, which shows the noise).
+) -> Measured:  # fmt: skip
+    """Measure a model on this machine's CPU, paired with another one (itself if None is given, which shows the noise).
+
+    Latency percentiles, CPU seconds and, where a counter can be read, joules; each ratio with its 95 % interval.
 
     Args:
         model: the candidate; a path, an artefact directory, or a live model.
@@ -400,7 +402,7 @@ def measure(
     )
     options = SessionOptions(threads, custom_ops=libraries)
     with runner_for(limits) as runner:
-        return time_pair(runner, base, candidate, feeds.head(1)[0], options, seconds)
+        return measure_pair(runner, base, candidate, feeds.head(1)[0], options, seconds)
 
 
 def _require_cpu(model: Any) -> None:

@@ -8,14 +8,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from joulec import __version__, cli_diagnosis, cli_targets
+from joulec import __version__, cli_diagnosis, cli_energy, cli_targets
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
@@ -171,32 +170,7 @@ def simplify(
         terminal.summary(terminal.console(), report)
 
 
-@app.command(
-    epilog=epilog(
-        "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json"
-    )
-)
-def estimate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or an artefact's directory.")],
-    target: options.OneTarget = "cpu",
-    shape: options.Shape = None,
-    device: options.Device = None,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")] = 30,
-    json: options.Json = False,
-    trust_code: options.TrustCode = False,
-    memory_limit: options.MemoryLimit = None,
-    time_limit: options.TimeLimit = None,
-) -> None:
-    """Price every node in joules, without running the model; costliest first."""
-    limits = options.limits(memory_limit, time_limit)
-    from joulec import api
-    from joulec.report import terminal
-
-    found = api.estimate(model, target, options.shapes(shape), device, limits=limits, trust_code=trust_code).to_json()
-    if json:
-        print_json(found)
-    else:
-        terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
+app.command(epilog=cli_energy.ESTIMATE_HELP)(cli_energy.estimate)
 
 
 @app.command(epilog="joulec verify model.onnx build/ --data calib.npz")
@@ -248,43 +222,7 @@ app.command(
 )(cli_diagnosis.bisect)
 
 
-@app.command(epilog="joulec measure build/ --against model.onnx --data calib.npz")
-def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or an artefact's directory.")],
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against", metavar="OTHER", show_default=False, help="Compare with this one. Default: itself, the noise."
-        ),
-    ] = None,
-    data: options.Data = None,
-    shape: options.Shape = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0.1, max=3600, help="About how long to time.")
-    ] = 4.0,
-    threads: options.Threads = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    trust_code: options.TrustCode = False,
-    custom_ops: options.CustomOps = None,
-    memory_limit: options.MemoryLimit = None,
-    time_limit: options.TimeLimit = None,
-) -> None:
-    """Time MODEL on this machine's CPU, in pairs with another model, with a 95 % interval."""
-    limits = options.limits(memory_limit, time_limit)
-    from joulec import api
-    from joulec.report import terminal
-
-    found = asdict(
-        api.measure(
-            model, against, data, options.shapes(shape), limits=limits, trust_code=trust_code, threads=threads or 1,
-            seconds=seconds, seed=seed or 0, custom_ops=custom_ops or (),
-        )
-    )  # fmt: skip
-    if json:
-        print_json(found)
-    else:
-        terminal.timing(terminal.console(), model, against, found)
+app.command(epilog=cli_energy.MEASURE_HELP)(cli_energy.measure)
 
 
 @app.command(epilog=epilog("joulec passes", "joulec passes prune-magnitude"))
@@ -320,74 +258,8 @@ app.command(
 )(cli_targets.lint)
 
 
-@app.command(epilog=epilog("joulec devices", "joulec devices h100 --json"))
-def devices(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", show_default=False, help="Show this device's coefficients; a name or a .toml."),
-    ] = None,
-    json: options.Json = False,
-) -> None:
-    """List the device profiles that price a model, or show every number of one, with its source.
-
-    A profile of your own is a TOML file in the same form: give its path as --device, or put it into
-    ~/.config/joulec/devices to have it found by name. docs/how-to.md shows one.
-    """
-    from joulec.energy import load_profile, profile_names, user_profiles
-    from joulec.report import terminal
-
-    if name is not None:
-        found = load_profile(name)
-        if json:
-            print_json(found.to_json())
-        else:
-            terminal.device_help(terminal.console(), f"{found.name} ({found.kind})", found.description, found.rows())
-        return
-    every = [load_profile(one) for one in [*profile_names(), *user_profiles()]]
-    if json:
-        print_json([one.to_json() for one in every])
-        return
-    rows = [
-        (one.name, f"{one.power['static'].value:g} W", f"{one.power['cap'].value:g} W", one.description)
-        for one in every
-    ]
-    terminal.device_table(terminal.console(), rows)
-
-
-@app.command(
-    "calibrate-device", epilog=epilog("joulec calibrate-device --quick", "joulec estimate model.onnx --shape batch=8")
-)
-def calibrate_device(
-    threads: Annotated[
-        int, typer.Option("--threads", metavar="N", min=1, help="Intra-op threads to calibrate for.")
-    ] = 1,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Half of the microbenchmarks, each timed half as long.")
-    ] = False,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", show_default=False, help="Default: the CPU's model.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="FILE.toml", show_default=False, help="Default: your folder of profiles."),
-    ] = None,
-    json: options.Json = False,
-) -> None:
-    """Time small models on this CPU and write a device profile that fits them.
-
-    Later commands on this machine price with it, unless --device says otherwise. Leave the machine alone meanwhile.
-    """
-    from joulec.energy import calibrate_cpu, write_profile
-    from joulec.report import terminal
-    from joulec.report.progress import Watcher
-
-    with Watcher(quiet=json) as watch:
-        found = calibrate_cpu(threads, quick, name, watch)
-    place = write_profile(found.profile, out)
-    if json:
-        print_json({"profile": str(place), **found.to_json()})
-    else:
-        terminal.calibrated(terminal.console(), place, found)
+app.command(epilog=cli_energy.DEVICES_HELP)(cli_energy.devices)
+app.command("calibrate-device", epilog=cli_energy.CALIBRATE_HELP)(cli_energy.calibrate_device)
 
 
 def _known_passes(plugins: Sequence[str]) -> dict[str, type[Pass]]:

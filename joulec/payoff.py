@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,17 +74,25 @@ def time_pair(
         options: how both sessions are opened.
         seconds: about how long to time, loading not counted.
     """
+    return summarize(in_turns(runner, runner.time, base, candidate, feed, options, seconds), options.threads)
+
+
+def in_turns(
+    runner: Runner, sample: Callable[..., Array], base: Module, candidate: Module, feed: Feed, options: SessionOptions,
+    seconds: float,
+) -> list[Array]:  # fmt: skip
+    """What `sample` (`runner.time`, `runner.spend`) gives of both, one array a load; axis 1: base, candidate."""
     columns: list[Array] = []
     loads = LOADS if max(base.weight_bytes(), candidate.weight_bytes()) <= HEAVY else HEAVY_LOADS
     for load in range(loads):
         modules = (base, candidate) if load % 2 == 0 else (candidate, base)
         handles = [runner.load(module, options=options) for module in modules]
         rounds = _rounds(runner.time(handles, feed, rounds=4), seconds / loads)
-        timed = runner.time(handles, feed, rounds=rounds)
+        sampled = sample(handles, feed, rounds=rounds)
         for handle in handles:
             runner.unload(handle)
-        columns.append(timed if load % 2 == 0 else timed[:, ::-1])
-    return summarize(columns, options.threads)
+        columns.append(sampled if load % 2 == 0 else sampled[:, ::-1])
+    return columns
 
 
 def _rounds(warm_up: Array, seconds: float) -> int:
@@ -101,16 +110,22 @@ def summarize(loads: list[Array], threads: int) -> Paired:
     The ratio of a block is that of its two medians; the estimate is the median over all blocks. The interval
     resamples loads, then blocks within them, 2,000 times with a fixed seed.
     """
-    ratios = np.array([[_block_ratio(block) for block in np.array_split(timed, BLOCKS)] for timed in loads])
-    generator = np.random.default_rng(0)
-    picks = generator.integers(len(loads), size=(2000, len(loads)))
-    inner = generator.integers(ratios.shape[1], size=(2000, len(loads), ratios.shape[1]))
-    samples = np.median(ratios[picks[..., None], inner].reshape(2000, -1), axis=1)
-    low, high = np.quantile(samples, [0.025, 0.975])
+    ratio, low, high = ratio_of(
+        np.array([[_block_ratio(block) for block in np.array_split(timed, BLOCKS)] for timed in loads])
+    )
     every = np.concatenate(loads)
     base_ms, candidate_ms = np.median(every, axis=0) * 1e3
-    ratio = float(np.median(ratios))
-    return Paired(ratio, float(low), float(high), float(base_ms), float(candidate_ms), len(every), threads)
+    return Paired(ratio, low, high, float(base_ms), float(candidate_ms), len(every), threads)
+
+
+def ratio_of(ratios: Array) -> tuple[float, float, float]:
+    """(median, low, high) of ratios (loads, blocks), with the 95 % interval of a cluster bootstrap over both."""
+    generator = np.random.default_rng(0)
+    picks = generator.integers(len(ratios), size=(2000, len(ratios)))
+    inner = generator.integers(ratios.shape[1], size=(2000, *ratios.shape))
+    samples = np.median(ratios[picks[..., None], inner].reshape(2000, -1), axis=1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def _block_ratio(block: Array) -> float:
@@ -124,7 +139,6 @@ def confirm_slower(
     """Time a pair; where the candidate looks slower, time it again three times as long and take that result."""
     first = time_pair(runner, base, candidate, feed, options, seconds)
     return time_pair(runner, base, candidate, feed, options, 3 * seconds) if first.slower else first
-
 
 
 def paired_json(paired: Paired) -> dict[str, Any]:

@@ -28,7 +28,7 @@ FLOORS = {
 
 API = {
     "accuracy", "api", "bisecting", "bisection", "build", "compile", "compiler", "decisions", "describe", "explaining", "payoff",
-    "reduction", "training", "linting",
+    "reduction", "training", "linting", "measuring",
 }  # fmt: skip
 """Modules that together make up the room `api`."""
 

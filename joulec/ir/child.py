@@ -55,8 +55,8 @@ class ChildRunner(Runner):
         _, outputs = self._request({"do": "run", "handle": handle}, dict(feed))
         return outputs
 
-    def time(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
-        _, values = self._request({"do": "time", "handles": list(handles), "rounds": rounds}, dict(feed))
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
+        _, values = self._request({"do": "spend", "handles": list(handles), "rounds": rounds}, dict(feed))
         seconds: Array = values["seconds"]
         return seconds
 
@@ -172,8 +172,8 @@ def _answer(runner: LocalRunner, message: dict[str, Any], values: dict[str, Any]
             return {"kernels": optimized_operators(staged.source(), staged.options(options))}, {}
         case "run":
             return {}, runner.run(message["handle"], values)
-        case "time":
-            return {}, {"seconds": runner.time(message["handles"], values, rounds=message["rounds"])}
+        case "spend":
+            return {}, {"seconds": runner.spend(message["handles"], values, rounds=message["rounds"])}
         case "unload":
             runner.unload(message["handle"])
             return {}, {}

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from joulec.ir.feeds import Feed
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
-from joulec.ir.session import SessionOptions, open_session, optimized_operators, run_session, time_sessions
+from joulec.ir.session import SessionOptions, open_session, optimized_operators, run_session, spend_sessions
 from joulec.ir.staging import stage
 from joulec.ir.values import Array
 
@@ -40,7 +40,6 @@ class Runner(ABC):
             InputError: the feed does not fit the model, or the model fails on it.
         """
 
-    @abstractmethod
     def time(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
         """Time sessions in turn, A B A B ..., so that drift of the machine hits all alike.
 
@@ -50,6 +49,12 @@ class Runner(ABC):
         Raises:
             InputError: the feed does not fit the models, or one of them fails on it.
         """
+        seconds: Array = self.spend(handles, feed, rounds=rounds)[..., 0]
+        return seconds
+
+    @abstractmethod
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
+        """Like `time`, with the CPU seconds of all threads beside the wall seconds: (rounds, len(handles), 2)."""
 
     @abstractmethod
     def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
@@ -100,8 +105,8 @@ class LocalRunner(Runner):
     def run(self, handle: int, feed: Feed) -> dict[str, Array]:
         return run_session(self._sessions[handle], feed)
 
-    def time(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
-        return time_sessions([self._sessions[handle] for handle in handles], feed, rounds)
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
+        return spend_sessions([self._sessions[handle] for handle in handles], feed, rounds)
 
     def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
         with tempfile.TemporaryDirectory(prefix="joulec-") as folder:

@@ -144,16 +144,28 @@ def _failing_on_feed() -> Iterator[None]:
 
 def time_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
     """Interleaved wall times, (rounds, len(sessions)) seconds; the order inside a round alternates."""
+    seconds: Array = spend_sessions(sessions, feed, rounds)[..., 0]
+    return seconds
+
+
+def spend_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
+    """Wall and CPU seconds of interleaved runs, (rounds, len(sessions), 2).
+
+    CPU seconds are those of all threads of this process; the clock is read outside the wall time, which it must not
+    lengthen.
+    """
     with _failing_on_feed():
         return _interleaved(sessions, dict(feed), rounds)
 
 
 def _interleaved(sessions: Sequence[Any], given: dict[str, Array], rounds: int) -> Array:
-    seconds = np.zeros((rounds, len(sessions)))
+    spent = np.zeros((rounds, len(sessions), 2))
     order = list(range(len(sessions)))
     for index in range(rounds):
         for column in order if index % 2 == 0 else order[::-1]:
+            cpu = time.process_time()
             start = time.perf_counter()
             sessions[column].run(None, given)
-            seconds[index, column] = time.perf_counter() - start
-    return seconds
+            wall = time.perf_counter() - start
+            spent[index, column] = wall, time.process_time() - cpu
+    return spent

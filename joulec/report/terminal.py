@@ -238,20 +238,6 @@ def comparison(out: Console, found: Mapping[str, Any]) -> None:
     out.print(f"feeds: {units.safe(found['feeds'], 400)}")
 
 
-def timing(out: Console, model: str, against: str | None, found: Mapping[str, Any]) -> None:
-    """`measure`: paired times; `found` holds the fields of `joulec.payoff.Paired`."""
-    base = "itself, which shows the noise of this machine" if against is None else units.safe(against, 400)
-    table = grid("", ">median")
-    table.add_row(units.safe(model, 400), units.milliseconds(found["candidate_ms"]))
-    if against is not None:
-        table.add_row(units.safe(against, 400), units.milliseconds(found["base_ms"]))
-    out.print(table)
-    out.print(
-        f"{found['ratio']:.3f}x as fast as {base} (95 % interval {found['low']:.3f} to {found['high']:.3f}; "
-        f"{units.plural(found['rounds'], 'paired round')}, {units.plural(found['threads'], 'thread')})"
-    )
-
-
 def pass_table(out: Console, rows: Sequence[tuple[str, str, str]]) -> None:
     """`passes`: name, fidelity and one line each."""
     table = grid("pass", "fidelity", "*what it does")

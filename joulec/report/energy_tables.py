@@ -1,0 +1,55 @@
+"""What the commands about energy show in a terminal. Names from models are never read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from joulec.report import units
+from joulec.report.terminal import grid
+
+ITSELF = "itself, which shows the noise of this machine"
+_LATENCIES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms")
+
+
+def measured(out: Console, model: str, against: str | None, found: Mapping[str, Any]) -> None:
+    """`measure`: latency, CPU time and joules of both models, their ratios, and the verdict.
+
+    Args:
+        out: where to print.
+        model: what was measured.
+        against: what it was compared with; None for itself.
+        found: `joulec.measuring.Measured.to_json()`.
+    """
+    table = grid("", *(f">{name.removesuffix('_ms')}" for name in _LATENCIES), ">CPU time", ">energy")
+    table.add_row(units.safe(model, 400), *_figures(found["model"]))
+    if against is not None:
+        table.add_row(units.safe(against, 400), *_figures(found["against"]))
+    out.print(table)
+    base = ITSELF if against is None else units.safe(against, 400)
+    ratios = grid("", "*")
+    ratios.add_row("time", f"{found['ratio']:.3f}x as fast as {base} ({_interval(found)})")
+    ratios.add_row("CPU time", f"{found['cpu']['ratio']:.3f}x as little ({_interval(found['cpu'])})")
+    if (energy := found["energy"]) is not None:
+        scopes = ", ".join(energy["scopes"])
+        said = f"{energy['change']['ratio']:.3f}x as little ({_interval(energy['change'])}), "
+        said += f"measured: {scopes}, all that ran meanwhile included, {energy['watts']:.1f} W"
+        ratios.add_row("energy", said)
+    ratios.add_row("", f"{units.plural(found['rounds'], 'paired round')}, {units.plural(found['threads'], 'thread')}")
+    for obstacle in found["obstacles"]:
+        ratios.add_row("not counted", units.safe(obstacle, 400))
+    out.print(ratios)
+    out.print(Text(units.safe(found["verdict"], 400), style="bold"))
+
+
+def _figures(spent: Mapping[str, Any]) -> list[str]:
+    latencies = [units.milliseconds(spent[name]) for name in _LATENCIES]
+    energy = "not counted" if spent["joules"] is None else units.joules(spent["joules"])
+    return [*latencies, units.seconds(spent["cpu_seconds"]), energy]
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
