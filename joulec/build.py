@@ -18,7 +18,7 @@ from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, profile_for
-from joulec.energy.bind import bind
+from joulec.energy.bind import bind, still_open
 from joulec.errors import CheckError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.lower import Lowered
@@ -202,7 +202,8 @@ class Build:
             base, compiled, target=one.target.name, device=energy.profile.name, orders=request.orders.spelled(),
             model=_model_name(request.model), status="written",
         )  # fmt: skip
-        before, after = energy.estimate(base, request.shapes), energy.estimate(compiled.module, request.shapes)
+        sizes = still_open(compiled.module, request.shapes)
+        before, after = energy.estimate(base, request.shapes), energy.estimate(compiled.module, sizes)
         return replace(
             report,
             accuracy=self._accuracy(compiled, inputs),
@@ -225,7 +226,7 @@ class Build:
     ) -> Report:
         """Write the whole artefact beside its place, check it, then rename it there."""
         with artefact.replacing(place) as folder:
-            one.emit(compiled.module, folder, self.request.threads)
+            one.emit(compiled.module, folder, self.request.threads, self.request.shapes)
             if compiled.module.masks:
                 artefact.write_arrays(folder / artefact.MASKS_FILE, compiled.module.masks)
             if source := source_masks(compiled.module):

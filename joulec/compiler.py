@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from joulec.compile.bench import Bench, Book, why_unchanged
+from joulec.compile.bound import bound
 from joulec.compile.exact import droppable, optimize_exactly
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
@@ -51,6 +52,9 @@ class Compiler(Bench):
             module, paired = self._undone(module, paired)
         score = self._within_budget(module)
         book = self.book
+        if (fixed := bound(self, module)) is not None:
+            book.keep(fixed)
+            module = fixed.module
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices), tuple(book.dropped),
             None if paired is None else latency_of(paired), self.orders.spelled(),

@@ -1,4 +1,4 @@
-"""The text of `--shape`: `batch=8,seq=128` or `x=1x3x320x320`."""
+"""The text of `--shape`: `batch=8,seq=128`, `x=1x3x320x320`, or a range, `batch=1:8:32`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,38 @@ Spec = dict[str, int | tuple[int, ...]]
 MAX_DIM = (1 << 31) - 1
 """Larger dimensions are typing errors."""
 
-_DIMS = re.compile(r"[0-9]+(x[0-9]+)*")
-_FORM = "write NAME=8 for a symbol or NAME=1x3x320x320 for an input"
+_DIMS = re.compile(r"[0-9]+(:[0-9]+){0,2}(x[0-9]+(:[0-9]+){0,2})*")
+_FORM = "write NAME=8 for a symbol, NAME=1x3x320x320 for an input, or NAME=1:8:32 for a range"
+
+
+class SizeRange(int):
+    """A dimension that stays open between two sizes. As a number it is the size to optimize for.
+
+    Attributes:
+        low, high: the smallest and the largest size that the artefact must take.
+    """
+
+    low: int
+    high: int
+
+    def __new__(cls, low: int, best: int, high: int) -> SizeRange:
+        """The range from `low` to `high`, at its best at `best`."""
+        made = super().__new__(cls, best)
+        made.low, made.high = low, high
+        return made
+
+    def __reduce__(self) -> tuple[type[SizeRange], tuple[int, int, int]]:
+        return SizeRange, (self.low, int(self), self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low}:{int(self)}:{self.high}"
+
+    __repr__ = __str__
+
+
+def span_of(size: int) -> tuple[int, int, int]:
+    """(Smallest, best, largest) of a size, which is the same number three times unless it is a range."""
+    return (size.low, int(size), size.high) if isinstance(size, SizeRange) else (size, size, size)
 
 
 def parse_shapes(texts: str | Iterable[str]) -> Spec:
@@ -68,10 +98,21 @@ def _size(name: str, text: str) -> int | tuple[int, ...]:
 
 
 def _checked(name: str, part: str | int) -> int:
+    if isinstance(part, SizeRange) or (isinstance(part, str) and ":" in part):
+        return _range(name, str(part))
+    part = int(part) if isinstance(part, int) else part
     size = int(part) if len(str(part)) <= 10 else MAX_DIM + 1
     if not 1 <= size <= MAX_DIM:
         raise InputError(f"--shape {name}: size {part} is not between 1 and {MAX_DIM}")
     return size
+
+
+def _range(name: str, text: str) -> SizeRange:
+    sizes = [_checked(name, part) for part in text.split(":")]
+    low, best, high = (sizes[0], sizes[-1], sizes[-1]) if len(sizes) == 2 else sizes
+    if not low <= best <= high:
+        raise InputError(f"--shape {name}={text}: a range is smallest:best:largest, as in 1:8:32")
+    return SizeRange(low, best, high)
 
 
 def _from_object(name: str, given: object) -> int | tuple[int, ...]:
@@ -79,11 +120,11 @@ def _from_object(name: str, given: object) -> int | tuple[int, ...]:
         return _size(name, given)
     if isinstance(given, int) and not isinstance(given, bool):
         return _checked(name, given)
-    if isinstance(given, list | tuple) and given and all(type(dim) is int for dim in given):
+    if isinstance(given, list | tuple) and given and all(type(dim) in (int, SizeRange) for dim in given):
         return tuple(_checked(name, dim) for dim in given)
     raise InputError(f"shape {name}: {given!r} is neither a size nor a list of sizes")
 
 
 def _add(found: Spec, name: str, size: int | tuple[int, ...]) -> None:
-    if found.setdefault(name, size) != size:
+    if _text(found.setdefault(name, size)) != _text(size):
         raise InputError(f"--shape: '{name}' is given twice, as {_text(found[name])} and as {_text(size)}")

@@ -21,6 +21,9 @@ from joulec.passes.base import Pass
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
 
+Shapes = Mapping[str, int | tuple[int, ...]]
+"""Sizes of symbolic dimensions, by symbol or by input."""
+
 MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
 
 SESSION_KEYS = frozenset(
@@ -130,6 +133,9 @@ class Backend(ABC):
     provider_options: frozenset[str] = frozenset()
     """Provider options that an artefact for this target may set."""
 
+    fixes_sizes: bool = False
+    """Whether sizes given with `--shape` are fixed in the artefact."""
+
     @property
     def kernels(self) -> KernelTable:
         """The kernels of this target's provider, as data."""
@@ -178,10 +184,14 @@ class Backend(ABC):
         final.model.ir_version = ir_version_for(final, self.target)
         return final
 
-    def emit(self, module: Module, directory: Path, threads: int) -> None:
+    def settings_for(self, module: Module, threads: int, shapes: Shapes) -> SessionSettings:
+        """How the artefact of `module` is to be opened, given the sizes that the user named."""
+        return self.settings(threads)
+
+    def emit(self, module: Module, directory: Path, threads: int, shapes: Shapes | None = None) -> None:
         """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`."""
         self.finished(module).save(directory / MODEL_FILE)
-        write_json(directory / SESSION_FILE, self.settings(threads).to_json())
+        write_json(directory / SESSION_FILE, self.settings_for(module, threads, shapes or {}).to_json())
 
     @abstractmethod
     def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:

@@ -6,10 +6,12 @@ opens, and provider options from an allow-list. Nothing here ran on a GPU, and t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from joulec.backends import checks
-from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
+from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings, Shapes
+from joulec.backends.profiles import PROFILE_OPTIONS, profile
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.runner import Runner
@@ -26,6 +28,8 @@ QDQ_OPSET = 13
 
 class GpuBackend(Backend):
     """What CUDA and TensorRT share."""
+
+    fixes_sizes = True
 
     def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
         options = self.settings(1).options(module.origin.custom_ops)
@@ -56,7 +60,18 @@ class TensorRtBackend(GpuBackend):
     """Float32, or symmetric s8 Q/DQ with float bias, the form that TensorRT accepts."""
 
     target = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}))
-    provider_options = frozenset({"trt_fp16_enable", "trt_int8_enable", "trt_builder_optimization_level"})
+    provider_options = frozenset(
+        {
+            "trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable", "trt_builder_optimization_level",
+            "trt_cuda_graph_enable", "trt_op_types_to_exclude", "trt_max_workspace_size", "trt_sparsity_enable",
+            *PROFILE_OPTIONS,
+        }
+    )  # fmt: skip
+
+    def settings_for(self, module: Module, threads: int, shapes: Shapes) -> SessionSettings:
+        """With optimization profiles for what stays open."""
+        found = self.settings(threads)
+        return replace(found, provider_options={**found.provider_options, **profile(module, shapes)})
 
     def settings(self, threads: int) -> SessionSettings:
         """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""

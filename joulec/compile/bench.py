@@ -9,7 +9,9 @@ from joulec.backends.base import Backend
 from joulec.compile.orders import Inputs, Orders
 from joulec.decisions import Decisions, decision_of
 from joulec.describe import step_report
+from joulec.energy.bind import still_open
 from joulec.energy.model import EnergyModel
+from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
@@ -87,16 +89,19 @@ class Bench:
     book: Book = field(default_factory=Book, init=False)
     _drops: dict[int, tuple[Module, float]] = field(default_factory=dict, init=False)
 
-    def run(self, passes: Sequence[Pass], module: Module, *more: Observer) -> Outcome:
-        """Run passes on a module, verified as every pipeline is."""
+    def run(
+        self, passes: Sequence[Pass], module: Module, *more: Observer, probes: Sequence[Feed] | None = None
+    ) -> Outcome:
+        """Run passes on a module, verified as every pipeline is; on `probes` where the inputs' own do not fit."""
         large = too_large(module)
+        given = self.inputs.probes if probes is None else probes
         context = Context(
             target=self.backend.target,
             feeds=self.inputs.feeds,
-            probes=self.inputs.probes if large is None else (),
+            probes=given if large is None else (),
             obstacle=self.inputs.obstacle or large,
             excerpts=large is not None and self.inputs.obstacle is None,
-            bindings=self.inputs.shapes,
+            bindings=still_open(module, self.inputs.shapes),
             runner=self.runner,
             energy=self.energy,
             progress=self.progress,

@@ -61,6 +61,40 @@ def bind_in_place(module: Module, spec: Spec) -> dict[str, int]:
     return assumed
 
 
+def fix_in_place(module: Module, spec: Spec) -> list[str]:
+    """Put the sizes that `spec` gives into the signature of `module` for good; those that nobody gave stay open.
+
+    Returns:
+        The names of the dimensions that were fixed.
+    """
+    open_negative_dims(module)
+    binding = _Binding(module.inputs(), symbols(module))
+    for name, size in spec.items():
+        binding.add(name, size)
+    binding.apply(binding.sizes)
+    _substitute(module, binding.sizes)
+    module.changed()
+    return list(binding.sizes)
+
+
+def sizes_of(module: Module, spec: Spec) -> dict[str, int]:
+    """What `spec` says of each dimension, by the names of `symbols`; ranges stay ranges.
+
+    Raises:
+        InputError: as `bind`.
+    """
+    binding = _Binding(module.inputs(), symbols(module))
+    for name, size in spec.items():
+        binding.add(name, size)
+    return binding.sizes
+
+
+def still_open(module: Module, spec: Spec) -> dict[str, int | tuple[int, ...]]:
+    """The entries of `spec` that still name something: a dimension that was fixed meanwhile has no symbol any more."""
+    known, inputs = symbols(module), {value.name for value in module.inputs()}
+    return {name: size for name, size in spec.items() if name in known or name in inputs}
+
+
 def open_negative_dims(module: Module) -> None:
     """Some exporters write -1 for "any size"; as a number it would spread through shape inference."""
     for value in _values(module):
@@ -148,7 +182,7 @@ class _Binding:
                     value.shape = ir.Shape(self.ranks[value.name])
                 continue
             names = dict(_free(value))
-            value.shape = ir.Shape([sizes[names[a]] if a in names else d for a, d in enumerate(value.shape)])
+            value.shape = ir.Shape([sizes.get(names.get(a, ""), d) for a, d in enumerate(value.shape)])
 
 
 def _check(name: str, size: int) -> None:
