@@ -210,7 +210,7 @@ Shape = Annotated[
     list[str] | None,
     _option(
         "--shape", metavar="SPEC",
-        help="Open dimensions: batch=8,seq=128, an input's: x=1x3x320x320, or a range: batch=1:8:32. Others count as 1.",
+        help="Open dimensions: batch=8,seq=128, an input's: x=1x3x320x320, a range: batch=1:8:32. Others count as 1.",
     ),
 ]  # fmt: skip
 Passes = Annotated[
