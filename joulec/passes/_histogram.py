@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from joulec.ir.values import Array
+from joulec.passes._importance import Importance
 
 OCTAVES = 24
 """Octaves kept below the largest number: 16 more than the steps of an 8-bit grid."""
@@ -28,8 +29,8 @@ _MAGNITUDE, _MANTISSA = np.uint32(0x7FFFFFFF), 23
 
 
 def histogram_bytes(bits: int) -> int:
-    """Memory of one histogram."""
-    return 8 * (2 * (OCTAVES << bits) + 1)
+    """Memory of one histogram: for each bin a count and what the numbers in it are worth."""
+    return 16 * (2 * (OCTAVES << bits) + 1)
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Mass:
     Attributes:
         low, high: float64 edges of each bin; a bin of zeros has both 0.
         count: float64 numbers in it.
+        worth: float64 sums of what they are worth (`_importance`); the counts where all are worth the same.
     """
 
     low: Array
     high: Array
     count: Array
+    worth: Array
 
     @property
     def total(self) -> float:
@@ -61,29 +64,42 @@ class Histogram:
     def __init__(self, bits: int = FINEST) -> None:
         self.bits = bits
         self.half = OCTAVES << bits
-        self.counts: Array = np.zeros(2 * self.half + 1, np.int64)
+        self.table: Array = np.zeros((2, 2 * self.half + 1))
+        """Counts, exact up to 2^53, and below them what the numbers are worth."""
         self.top = (OCTAVES + 1) << bits
         """One more than the largest bin, in units of float32's own bit pattern; never so low that zero has a bin."""
 
-    def add(self, numbers: Array, turn: int = 0) -> None:
+    @property
+    def counts(self) -> Array:
+        """How many numbers each bin holds, float64."""
+        counts: Array = self.table[0]
+        return counts
+
+    def add(self, numbers: Array, turn: int = 0, importance: Importance | None = None) -> None:
         """Count finite `numbers` of any shape; `turn` moves the start where only every k-th is counted."""
         flat = np.ascontiguousarray(numbers, np.float32).ravel()
         if flat.size == 0:
             return
-        extremes = np.array([flat.min(), flat.max()], np.float32)
-        shift, largest = _MANTISSA - self.bits, int(np.max(extremes.view(np.uint32) & _MAGNITUDE))
+        places = np.array([int(np.argmin(flat)), int(np.argmax(flat))])
+        shift, largest = _MANTISSA - self.bits, int(np.max(flat[places].view(np.uint32) & _MAGNITUDE))
         self._raise_to((largest >> shift) + 1 if largest else 0)
         step = -(-flat.size // SAMPLED)
+        taken = np.arange(flat.size)
         if step > 1:  # an odd step, so that it seldom walks along one channel
-            flat = np.concatenate([flat[turn % (step | 1) :: step | 1], extremes])
-        self._count(flat.view(np.uint32), shift)
+            taken = np.concatenate([np.arange(turn % (step | 1), flat.size, step | 1), places])
+            flat = flat[taken]
+        along = None if importance is None else importance.along(np.shape(numbers))
+        worth = None if along is None else along[1][taken // along[0] % along[1].size]
+        self._count(flat.view(np.uint32), shift, worth)
 
-    def _count(self, pattern: Array, shift: int) -> None:
+    def _count(self, pattern: Array, shift: int, worth: Array | None) -> None:
         index = ((pattern & _MAGNITUDE) >> np.uint32(shift)).astype(np.int32) - (self.top - self.half - 1)
         np.maximum(index, 0, out=index)
         index[pattern > _MAGNITUDE] *= -1
         index += self.half
-        self.counts += np.bincount(index, minlength=self.counts.size)
+        counts = np.bincount(index, minlength=self.table.shape[1])
+        self.table[0] += counts
+        self.table[1] += counts if worth is None else np.bincount(index, worth, self.table.shape[1])
 
     def _raise_to(self, top: int) -> None:
         """Let the octaves end at `top` or above; those that fall out below become zeros."""
@@ -92,21 +108,21 @@ class Histogram:
         if moved <= 0:
             return
         self.top += moved
-        half, old, kept = self.half, self.counts, max(self.half - moved, 0)
-        self.counts = np.zeros_like(old)
-        self.counts[half + 1 : half + 1 + kept] = old[2 * half + 1 - kept :]
-        self.counts[half - kept : half] = old[:kept]
-        self.counts[half] = old.sum() - self.counts.sum()
+        half, old, kept = self.half, self.table, max(self.half - moved, 0)
+        self.table = np.zeros_like(old)
+        self.table[:, half + 1 : half + 1 + kept] = old[:, 2 * half + 1 - kept :]
+        self.table[:, half - kept : half] = old[:, :kept]
+        self.table[:, half] = old.sum(axis=1) - self.table.sum(axis=1)
 
     def merged(self, other: Histogram) -> Histogram:
         """The counts of both; neither is changed."""
         result, more = Histogram(self.bits), Histogram(self.bits)
         for mine, given in ((result, self), (more, other)):
-            mine.counts, mine.top = given.counts.copy(), given.top
+            mine.table, mine.top = given.table.copy(), given.top
         top = max(result.top, more.top)
         result._raise_to(top)
         more._raise_to(top)
-        result.counts += more.counts
+        result.table += more.table
         return result
 
     def mass(self) -> Mass:
@@ -118,4 +134,4 @@ class Histogram:
         high = np.concatenate([-edges[-2::-1], [0.0], edges[1:]])
         there = self.counts > 0
         largest = float(np.finfo(np.float32).max)
-        return Mass(low[there], np.minimum(high[there], largest), self.counts[there].astype(np.float64))
+        return Mass(low[there], np.minimum(high[there], largest), *self.table[:, there])

@@ -123,7 +123,10 @@ def cut(start: Interval, share: float, seen: Seen, ends: tuple[bool, bool] = (Tr
 
 
 def mean_squared_error(mass: Mass, chosen: Interval, form: Form) -> float:
-    """Mean of (x - dequantized(quantized(x)))^2 over the numbers, taken to lie evenly within their bins."""
+    """Mean of (x - dequantized(quantized(x)))^2 over the numbers, each counting as much as it is worth.
+
+    They are taken to lie evenly within their bins.
+    """
     if not mass.count.size:
         return 0.0
     scale, lowest, highest = grid(chosen, form)
@@ -138,7 +141,7 @@ def mean_squared_error(mass: Mass, chosen: Interval, form: Form) -> float:
     beyond = _cubes(mass.low - lowest, mass.high - lowest, np.minimum) / safe
     beyond += _cubes(mass.low - highest, mass.high - highest, np.maximum) / safe
     error = np.where(wide, spread + beyond, point + np.square(centre - clipped))
-    return float(np.sum(error * mass.count) / mass.total)
+    return float(np.sum(error * mass.worth) / max(mass.worth.sum(), 1e-300))
 
 
 def _rounding(steps: Array) -> Array:
@@ -165,7 +168,7 @@ def grid(chosen: Interval, form: Form) -> tuple[float, float, float]:
 def signal_to_noise(mass: Mass, error: float) -> float:
     """Power of the numbers over the mean squared error, in decibel; at most 200, the like of no error at all."""
     centre = (mass.low + mass.high) / 2
-    power = float(np.sum(np.square(centre) * mass.count) / max(mass.total, 1.0))
+    power = float(np.sum(np.square(centre) * mass.worth) / max(mass.worth.sum(), 1e-300))
     if power <= 0.0 or error <= power * 1e-20:
         return 200.0
     return float(10 * np.log10(power / error))

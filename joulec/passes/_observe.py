@@ -14,6 +14,7 @@ from joulec.ir.runner import Runner
 from joulec.ir.values import Array, bound_shape
 from joulec.passes._data_checks import Classes
 from joulec.passes._exposing import expose
+from joulec.passes._importance import Importance
 from joulec.passes._ranges import MOST, Observed, bits_for
 from joulec.passes.base import Context
 
@@ -25,8 +26,9 @@ UNKNOWN_BYTES = 4 << 20
 
 
 def observe(
-    module: Module, context: Context, values: Sequence[ir.Value], count: int, classes: Classes
-) -> Iterator[tuple[str, Observed]]:
+    module: Module, context: Context, values: Sequence[ir.Value], count: int, classes: Classes,
+    worth: Mapping[str, Importance],
+) -> Iterator[tuple[str, Observed]]:  # fmt: skip
     """Watch `values` on the first `count` feeds of the context, and yield what was seen of each.
 
     Memory is bounded whatever the number of feeds: activations of one feed by `RUN_BYTES`, histograms by
@@ -36,6 +38,7 @@ def observe(
         module, context, values: the model, what runs it on what, and the float values to watch.
         count: feeds used.
         classes: takes the model's own outputs.
+        worth: what errors in the channels of a value are worth, by its name.
 
     Raises:
         InputError: a feed does not fit the model, or the model fails on it.
@@ -46,7 +49,7 @@ def observe(
     parts = chunks(values, bindings_of(module, next(iter(context.feeds))))
     bits = bits_for(max(map(len, parts), default=0))
     for index, names in enumerate(parts):
-        seen = {name: Observed(bits) for name in names}
+        seen = {name: Observed(bits, worth.get(name)) for name in names}
         places: dict[str, set[int]] = {name: set() for name in names}
         counts: dict[str, int] = {}
         stream = _stream(module, context.runner, itertools.islice(context.feeds, count), names)

@@ -9,6 +9,7 @@ import numpy as np
 from joulec.ir.module import Choice, Range
 from joulec.ir.values import Array
 from joulec.passes._histogram import COARSEST, FINEST, Histogram, Mass, histogram_bytes
+from joulec.passes._importance import Importance
 from joulec.passes._methods import METHODS, Form, Seen, interval, mean_squared_error, saturated, signal_to_noise
 
 HISTOGRAM_BYTES = 64 << 20
@@ -41,10 +42,10 @@ class Half:
     low: float = float("inf")
     high: float = float("-inf")
 
-    def add(self, numbers: Array, low: float, high: float, turn: int) -> None:
+    def add(self, numbers: Array, low: float, high: float, turn: int, importance: Importance | None) -> None:
         """Take one batch with these extremes."""
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.histogram.add(numbers, turn)
+        self.histogram.add(numbers, turn, importance)
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Observed:
 
     Attributes:
         bits: mantissa bits of the histograms' bins.
+        importance: what errors in its channels are worth, or None where all are worth the same.
         halves: the first and the second half of the feeds.
         average: moving averages of the extremes of a feed.
         count: how many numbers were seen.
@@ -60,6 +62,7 @@ class Observed:
     """
 
     bits: int = FINEST
+    importance: Importance | None = None
     halves: tuple[Half, Half] = field(init=False)
     average: tuple[float, float] | None = None
     count: int = 0
@@ -79,7 +82,7 @@ class Observed:
         self.count += numbers.size
         before = self.average or (low, high)
         self.average = tuple(DECAY * old + (1 - DECAY) * new for old, new in zip(before, (low, high), strict=True))  # type: ignore[assignment]
-        self.halves[second].add(numbers, low, high, turn)
+        self.halves[second].add(numbers, low, high, turn, self.importance)
 
     @property
     def low(self) -> float:

@@ -18,6 +18,7 @@ from joulec.ir.precision import precision_of
 from joulec.ir.rewrite import Refusal, Rewrite
 from joulec.passes._calibration_file import Kept, calibration_key, recall, remember
 from joulec.passes._data_checks import Classes, DataCheck, instability
+from joulec.passes._importance import importances
 from joulec.passes._methods import METHODS, Form
 from joulec.passes._observe import observe
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
@@ -100,10 +101,10 @@ class Calibrate(Pass):
     def _calibrate(
         self, module: Module, context: Context, values: Sequence[ir.Value], check: DataCheck, form: Form
     ) -> Kept:
-        classes = Classes()
+        classes, worth = Classes(), importances(_blocks(module, context))
         ranges: dict[str, Range] = {}
         broken: dict[str, tuple[str, int]] = {}
-        for name, one in observe(module, context, values, check.count, classes):
+        for name, one in observe(module, context, values, check.count, classes, worth):
             if one.broken is not None:
                 broken[name] = one.broken
             elif one.count:
@@ -155,7 +156,7 @@ def wanted(module: Module, context: Context) -> list[ir.Value]:
     scheme = context.target.quantization
     if scheme is None:
         return []
-    blocks = islands(survey(module, scheme, context.target.name).blocks, scheme).kept
+    blocks = _blocks(module, context)
     read = {id(value) for block in blocks for value in block.inputs}
     found: dict[int, ir.Value] = {}
     for block in blocks:
@@ -163,6 +164,11 @@ def wanted(module: Module, context: Context) -> list[ir.Value]:
         for value in (*block.inputs, *made):
             found.setdefault(id(value), value)
     return [value for value in found.values() if value.name]
+
+
+def _blocks(module: Module, context: Context) -> tuple[Block, ...]:
+    scheme = context.target.quantization
+    return () if scheme is None else islands(survey(module, scheme, context.target.name).blocks, scheme).kept
 
 
 def _needs_range(block: Block, read: set[int]) -> bool:

@@ -137,6 +137,7 @@ class _Dynamic:
             made = self.rewriter.add(
                 "DynamicQuantizeLinear", [data], before=node, outputs=3, name=f"{data.name}_quantized"
             )
+            made[0].type = ir.TensorType(ir.DataType.UINT8)
             made[0].shape = None if data.shape is None else data.shape.copy()
             self._inputs[key] = made
         return self._inputs[key]

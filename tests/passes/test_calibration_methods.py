@@ -90,10 +90,10 @@ def test_memory_has_a_stated_cap(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 2 * tensors * histogram_bytes(bits_for(tensors)) <= HISTOGRAM_BYTES
     assert bits_for(100) == FINEST and bits_for(MOST) == COARSEST
     one = Observed(FINEST)
-    size = sum(half.histogram.counts.nbytes for half in one.halves)
+    size = sum(half.histogram.table.nbytes for half in one.halves)
     for turn in range(50):
         one.add(np.random.default_rng(turn).normal(size=1000).astype(np.float32) * 2**turn, turn)
-    assert sum(half.histogram.counts.nbytes for half in one.halves) == size == 2 * histogram_bytes(FINEST)
+    assert sum(half.histogram.table.nbytes for half in one.halves) == size == 2 * histogram_bytes(FINEST)
 
 
 # -- methods ----------------------------------------------------------------------------------------------------
