@@ -12,7 +12,7 @@ from joulec.ir.dims import END, slice_bounds
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, sole_consumer
-from joulec.passes._reshapes import ShapeRule
+from joulec.passes._reshapes import MAX_GATHERS, ShapeRule
 
 
 class FlattenConcat(ShapeRule):
@@ -110,18 +110,24 @@ class MergeSlices(ShapeRule):
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         first = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if first is None or not walk.is_onnx(first, "Slice") or sole_consumer(first.outputs[0]) is not node:
+        if first is None or not walk.is_onnx(first, "Slice") or first.outputs[0].is_graph_output():
             return
-        dims = self.dims(first.inputs[0])
-        if dims is None or rewriter.module.opset < 10 or rewriter.in_function(node):
+        dims, users = self.dims(first.inputs[0]), [usage.node for usage in first.outputs[0].uses()]
+        if dims is None or rewriter.module.opset < 10 or rewriter.in_function(node) or len(users) > MAX_GATHERS:
             return
         one, other = _constant_bounds(first, len(dims)), _constant_bounds(node, len(dims))
-        if one is None or other is None or set(one[2]) & set(other[2]):
+        if one is None or other is None or not all(_cuts_others(user, one[2], len(dims)) for user in users):
             return
         rewriter.set_input(node, 0, first.inputs[0])
         for index, name in enumerate(("starts", "ends", "axes", "steps")):
             array = np.array([*one[index], *other[index]], np.int64)
             rewriter.set_input(node, index + 1, rewriter.constant(array, f"{node.name or 'slice'}_{name}", at=node))
+
+
+def _cuts_others(user: ir.Node, axes: Sequence[int], dims: int) -> bool:
+    """Whether `user` is a Slice with constant bounds that leaves the dimensions `axes` alone."""
+    bounds = _constant_bounds(user, dims) if walk.is_onnx(user, "Slice") else None
+    return bounds is not None and not set(bounds[2]) & set(axes)
 
 
 def _constant_bounds(node: ir.Node, dims: int) -> list[list[int]] | None:

@@ -8,7 +8,7 @@ from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule, apply_rules
-from joulec.passes import _broadcasts, _moves, _reshapes, _zerosigns
+from joulec.passes import _broadcasts, _moves, _picks, _reshapes, _zerosigns
 from joulec.passes.base import Context, Pass, PassResult
 
 
@@ -40,6 +40,9 @@ class SimplifyMovement(Pass):
             _moves.Idempotent(),
             _moves.ReduceNothing(facts),
             _moves.MergePads(facts),
+            _picks.PickSlice(facts),
+            _picks.RollByGather(facts),
+            _picks.FlatProduct(facts),
         ]
         apply_rules(rewriter, rules)
         return PassResult.of(rewriter)
