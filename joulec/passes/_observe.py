@@ -52,8 +52,8 @@ def observe(
         seen = {name: Observed(bits, worth.get(name)) for name in names}
         places: dict[str, set[int]] = {name: set() for name in names}
         counts: dict[str, int] = {}
-        stream = _stream(module, context.runner, itertools.islice(context.feeds, count), names)
-        for turn, arrays in enumerate(stream):
+        feeds = itertools.islice(context.feeds, count)
+        for turn, arrays in enumerate(stream(module, context.runner, feeds, names)):
             for name, one in seen.items():
                 counts[name] = len(arrays[name])
                 for place, array in enumerate(arrays[name]):
@@ -100,7 +100,7 @@ def _bytes(value: ir.Value, bindings: Mapping[str, int]) -> int:
     return 4 * int(np.prod([dim for dim in dims if dim is not None], dtype=np.float64))
 
 
-def _stream(
+def stream(
     module: Module, runner: Runner, feeds: Iterator[Feed], names: Sequence[str]
 ) -> Iterator[dict[str, list[Array]]]:
     """Yield the named values for each feed, and the model's outputs; a value of several branches has several arrays.
