@@ -51,19 +51,22 @@ def _main() -> None:
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     results = []
     for arguments in json.loads(sys.stdin.read()):
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as peak:
             start = time.monotonic()
             pid = os.fork()
             if pid == 0:
-                _child(cli, arguments, out.fileno(), err.fileno())
-            _, status, usage = os.wait4(pid, 0)
-            texts = [_text(stream) for stream in (out, err)]
-        seconds, memory = time.monotonic() - start, max(0, usage.ru_maxrss - base) / 1024
+                _child(cli, arguments, out.fileno(), err.fileno(), peak.fileno())
+            _, status = os.waitpid(pid, 0)
+            *texts, most = [_text(stream) for stream in (out, err, peak)]
+        # of the process alone: what the sandbox of the model takes has its own limit
+        seconds, memory = time.monotonic() - start, max(0, int(most or 0) - base) / 1024
         results.append(Done(os.waitstatus_to_exitcode(status), *texts, seconds, memory).__dict__)
     sys.stdout.write(json.dumps(results))
 
 
-def _child(cli: object, arguments: list[str], out: int, err: int) -> None:
+def _child(cli: object, arguments: list[str], out: int, err: int, peak: int) -> None:
+    import resource
+
     os.dup2(out, 1)
     os.dup2(err, 2)
     signal.alarm(SECONDS)
@@ -76,6 +79,7 @@ def _child(cli: object, arguments: list[str], out: int, err: int) -> None:
 
         traceback.print_exc()
     sys.stderr.flush()
+    os.write(peak, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
     os._exit(code)
 
 

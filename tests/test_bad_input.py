@@ -367,7 +367,8 @@ def test_names_from_a_model_are_shown_and_never_obeyed(tmp_path: Path):
 
 
 def _check_artefact(folder: Path) -> None:
-    names = {"decisions.json", "manifest.json", "masks.npz", "model.onnx", "report.html", "session.json"}
+    masks = {"masks.npz", "masks_source.npz"}
+    names = {"decisions.json", "manifest.json", "model.onnx", "report.html", "session.json"} | masks
     assert {file.name for file in folder.iterdir()} == names
     with zipfile.ZipFile(folder / "masks.npz") as archive:
         members = archive.namelist()

@@ -99,5 +99,5 @@ def test_both_graphs_compute_the_same(path: Path) -> None:
 def test_every_exact_pass_has_a_golden_graph() -> None:
     named = {one.pass_name() for path in FILES for one in parse(path.read_text().split("---\n")[0].strip(), builtin())}
     exact = {name for name, kind in builtin().items() if kind.fidelity is Fidelity.EXACT}
-    # calibrate only measures; onnxsim is another project's, whose graphs change with its versions
-    assert exact - named == {"calibrate", "onnxsim"}
+    # calibrate only measures; onnxsim is another project's, whose graphs change with its versions; smooth-quant follows data
+    assert exact - named == {"calibrate", "onnxsim", "smooth-quant"}
