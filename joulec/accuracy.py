@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from joulec.data import Metric
-from joulec.ir.feeds import Feeds
+from joulec.fidelity import Decisions
+from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
+from joulec.ir.values import Array
 
 
 class Judge(ABC):
@@ -21,6 +23,8 @@ class Judge(ABC):
 
     name: str
     baseline: float
+    changes: Array | None = None
+    """Of the last score: per sample, the most that its part of the score can have changed; None where unknown."""
 
     @abstractmethod
     def score(self, module: Module) -> float:
@@ -44,6 +48,8 @@ class Judge(ABC):
 class MetricJudge(Judge):
     """The user's function `metric(infer) -> float`, run on the module in question.
 
+    Beside the score, what the model decides on each sample is compared with what the input model decided.
+
     Args:
         metric: loaded by `joulec.data.load_metric`, which tells its failures in one line.
         runner: where modules run.
@@ -55,14 +61,24 @@ class MetricJudge(Judge):
 
     def __init__(self, metric: Metric, runner: Runner, baseline: Module, options: SessionOptions) -> None:
         self._metric, self._runner, self._options = metric, runner, options
+        self._decided: Decisions | None = None
         self.baseline = self.score(baseline)
 
     def score(self, module: Module) -> float:
-        handle = self._runner.load(module, options=self._options)
+        handle, decided = self._runner.load(module, options=self._options), Decisions()
+
+        def infer(feed: Feed) -> dict[str, Array]:
+            outputs = self._runner.run(handle, feed)
+            decided.add(outputs)
+            return outputs
+
         try:
-            return float(self._metric(lambda feed: self._runner.run(handle, feed)))
+            score = float(self._metric(infer))
         finally:
             self._runner.unload(handle)
+        self.changes = None if self._decided is None else self._decided.changed(decided)
+        self._decided = self._decided or decided
+        return score
 
 
 class FidelityJudge(Judge):
@@ -96,6 +112,7 @@ class FidelityJudge(Judge):
     def score(self, module: Module) -> float:
         reference = self._runner.load(self._reference, options=self._options)
         candidate = self._runner.load(module, options=self._options)
+        self._errors: list[float] = []
         try:
             norms = self._norms(reference, candidate)
         finally:
@@ -104,6 +121,7 @@ class FidelityJudge(Judge):
         self.zero_outputs = tuple(name for name, (_, norm) in norms.items() if norm == 0)
         ratios = [math.sqrt(error / norm) for error, norm in norms.values() if norm > 0]
         self._judged = len(ratios)
+        self.changes = np.array(self._errors) - np.mean(self._errors) if len(self._errors) > 1 else None
         wrong = any(error > 0 for error, norm in norms.values() if norm == 0)
         return 1.0 - max([*ratios, 1.0] if wrong else ratios, default=0.0)
 
@@ -111,11 +129,13 @@ class FidelityJudge(Judge):
         """Squared norms per output: of the difference, and of the reference."""
         sums: dict[str, tuple[float, float]] = {}
         for feed in self._feeds:
-            expected, actual = self._runner.run(reference, feed), self._runner.run(candidate, feed)
+            expected, actual, worst = self._runner.run(reference, feed), self._runner.run(candidate, feed), 0.0
             for name, value in expected.items():
                 error, norm = _squares(value, actual[name])
+                worst = max(worst, error / norm if norm > 0 else 0.0)
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + error, before[1] + norm)
+            self._errors.append(math.sqrt(min(worst, 1.0)))
         return sums
 
 

@@ -13,6 +13,7 @@ from joulec import decisions as recording
 from joulec import describe
 from joulec.backends import BACKENDS, Backend, artefact, backend
 from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for, synthetic_probes
+from joulec.compile.orders import SEARCH_SECONDS
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.decisions import Decisions
@@ -77,6 +78,7 @@ def optimize(
     sparsity: float | None = None,
     int8: bool | None = None,
     keep_float: Sequence[str] = (),
+    search_budget: float = SEARCH_SECONDS,
     shape: Shapes | None = None,
     decisions: str | Path | None = None,
     plugins: Sequence[str] = (),
@@ -106,6 +108,7 @@ def optimize(
         sparsity: share of weights to prune by magnitude.
         int8: True insists on INT8, False forbids it, None lets joulec decide by measurement.
         keep_float: patterns (`conv_1*`) of node names or operator types that stay float, whoever chooses INT8.
+        search_budget: seconds that the search for operators worth quantizing may take, beside the fixed ways.
         shape: sizes of symbolic dimensions, by symbol, or whole shapes by input name.
         decisions: decisions.json to repeat instead of measuring.
         plugins: Python files or entry points with passes of your own.
@@ -128,7 +131,7 @@ def optimize(
     budget = DEFAULT_MAX_DROP if isinstance(max_drop, _Unset) else max_drop
     orders = Orders(
         None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset),
-        tuple(keep_float),
+        tuple(keep_float), search_budget,
     )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,

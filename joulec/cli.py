@@ -107,6 +107,7 @@ def optimize(
     sparsity: options.Sparsity = None,
     int8: options.Int8 = None,
     keep_float: options.KeepFloat = None,
+    search_budget: options.SearchBudget = None,
     plugin: options.Plugin = None,
     config: options.Config = None,
     decisions: options.Decisions = None,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONFIG_KEYS: Mapping[str, Any] = {
     "model": Path, "out": Path, "target": list[str], "data": str, "metric": str, "max_drop": str | float,
     "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "keep_float": list[str],
+    "search_budget": str | float,
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
     "threads": int, "seed": int, "device": str, "remeasure": bool,
@@ -79,6 +80,8 @@ def _values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     result["limits"] = limits(result.pop("memory_limit", None), result.pop("time_limit", None))
     if "max_drop" in result:
         result["max_drop"] = drop(result["max_drop"])
+    if "search_budget" in result:
+        result["search_budget"] = duration(str(result["search_budget"]), "--search-budget")
     if "shape" in result:
         result["shape"] = shapes(result["shape"])
     return result
@@ -144,11 +147,11 @@ def memory_size(text: str) -> int:
     return int(float(match[1]) * base ** " kmgt".index(unit[0] if unit and unit != "b" else " "))
 
 
-def duration(text: str) -> float:
+def duration(text: str, option: str = "--time-limit") -> float:
     """`600s`, `10m`, `1h` or `90` in seconds."""
     match = _TIME.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
-        raise InputError(f"--time-limit {units.safe(text)}: write a duration such as 600s, 10m or 1h")
+        raise InputError(f"{option} {units.safe(text)}: write a duration such as 600s, 10m or 1h")
     return float(match[1]) * _SECONDS[match[2].lower()]
 
 
@@ -239,6 +242,13 @@ KeepFloat = Annotated[
     _option(
         "--keep-float", panel=_ORDERS, metavar="PATTERN",
         help="Never quantize these: a node's name or operator type, * and ? as in file names; repeatable.",
+    ),
+]  # fmt: skip
+SearchBudget = Annotated[
+    str | None,
+    _option(
+        "--search-budget", panel=_ORDERS, metavar="TIME",
+        help="How long to look for the operators that are worth quantizing. Default: 2m.",
     ),
 ]  # fmt: skip
 Config = Annotated[

@@ -57,7 +57,8 @@ class Compiler(Bench):
             module = fixed.module
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices), tuple(book.dropped),
-            None if paired is None else latency_of(paired), self.orders.spelled(),
+            None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
+            tuple(book.points),
         )  # fmt: skip
         return Compiled(module, tuple(book.steps), decisions, score, tuple(dict.fromkeys(book.notes)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from joulec.passes import spelling
 from joulec.passes._quantizers import QUANTIZERS
 from joulec.passes.default import exact_passes
 from joulec.passes.upgrade_opset import UpgradeOpset
-from joulec.report.data import Data, Decision, Latency, StepReport
+from joulec.report.data import Data, Decision, Latency, Point, StepReport
 
 VERSION = 1
 
@@ -33,6 +33,8 @@ class Decisions(Data):
         dropped: the steps that were made and then undone, which a rebuild does not make again.
         latency: the measurement behind them.
         orders: what the user ordered; a build with other orders cannot repeat these choices.
+        reasons: pattern of `int8` that keeps an operator float -> why.
+        points: sets of operators that were tried in INT8.
     """
 
     target: str
@@ -42,6 +44,8 @@ class Decisions(Data):
     dropped: tuple[StepReport, ...] = ()
     latency: Latency | None = None
     orders: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:
@@ -89,6 +93,8 @@ def _check_passes(found: Decisions) -> None:
     known = {type(one).pass_name(): type(one) for one in (UpgradeOpset(), *exact_passes())}
     for spelled in found.excluded:
         spelling.parse(spelled, known)
+    if not all(isinstance(reason, str) for reason in found.reasons.values()):
+        raise TypeError("reasons must be texts")
     if found.int8 is not None and len(spelling.parse(found.int8, QUANTIZERS)) != 1:
         raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
 

@@ -84,6 +84,7 @@ def report(
         size_before=base.weight_bytes(),
         size_after=compiled.module.weight_bytes(),
         latency=compiled.decisions.latency,
+        points=compiled.decisions.points,
         sparsity=sparsity(compiled.module),
         notes=(*base.origin.notes, *foreign_notes(base), *compiled.notes),
     )

@@ -12,6 +12,7 @@ from compile_kit import PricedRunner, cnn, feeds, is_quantized, operators, write
 
 from joulec.accuracy import FidelityJudge, Judge
 from joulec.backends import backend
+from joulec.compile.search import NOISIER, SLOWER
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, load_profile
@@ -414,3 +415,61 @@ def test_keep_float_binds_every_kind_of_quantization(mlp: Module) -> None:
         compiled = compiler(mlp, data=rows(), passes=tuple(passes), keep_float=("MatMul",)).compile()
         assert operators(compiled.module) == ["MatMul", "Elu", "MatMul"]
         assert compiled.decisions.int8 == f"{ordered}{{keep-float=MatMul}}"
+
+
+def _in_integers(module: Module) -> int:
+    weights = [node.inputs[1].producer() for node in module.graph if node.op_type in ("Conv", "Gemm") and node.inputs[1]]
+    return sum(one is not None and one.op_type == "DequantizeLinear" for one in weights)
+
+
+def test_the_search_finds_a_set_that_no_fixed_way_holds(model: Module) -> None:
+    """Only one operator may be quantized here; all, and convolutions alone, cost too much."""
+
+    def score(module: Module) -> float:
+        return 0.5 if _in_integers(module) > 1 or "DynamicQuantizeLinear" in operators(module) else 1.0
+
+    made = compiler(model, int8_costs(2.0, 1.0), Scripted(score))
+    compiled = made.compile()
+    assert _in_integers(compiled.module) == 1
+    found = compiled.decisions
+    assert found.int8 is not None and found.int8.startswith("quantize{keep-float=")
+    assert set(found.reasons.values()) <= {SLOWER, NOISIER} and len(found.reasons) >= 2
+    kept = [point for point in found.points if point.kept]
+    assert [(point.operators, point.total, point.drop) for point in kept] == [(1, 3, 0.0)]
+    assert any(point.drop == 0.5 and point.ratio is None for point in found.points), "what is inaccurate is not timed"
+    step = next(step for step in compiled.steps if step.spelling == found.int8)
+    assert {one.reason for one in step.result.refusals} & {SLOWER, NOISIER}
+    again = compiler(model, int8_costs(2.0, 1.0), Scripted(score), recorded=found).compile()
+    assert _in_integers(again.module) == 1
+    assert [s.result.refusals for s in again.steps] == [s.result.refusals for s in compiled.steps]
+
+
+def test_no_time_to_search_leaves_the_fixed_ways(model: Module) -> None:
+    score = lambda module: 0.5 if _in_integers(module) else 1.0  # noqa: E731
+    compiled = compiler(model, int8_costs(2.0, 1.0), Scripted(score), search_seconds=0.0).compile()
+    assert not any(one.reasons for one in [compiled.decisions])
+    assert _in_integers(compiled.module) == 0
+
+
+def test_ordered_int8_stays_within_the_budget_where_a_part_of_it_does(model: Module) -> None:
+    judge = Scripted(lambda module: 0.5 if _in_integers(module) > 1 else 1.0)
+    compiled = compiler(model, int8_costs(1.0, 2.0), judge, int8=True).compile()
+    assert _in_integers(compiled.module) == 1
+    assert "some operators stay float for the accuracy budget" in decision(compiled, "INT8").reason
+
+
+def test_a_drop_that_other_data_may_not_hold_is_too_much(model: Module) -> None:
+    """One of 20 samples changed: the score is the same, but a budget of 1 % is not safe."""
+
+    class Changed(Scripted):
+        def score(self, module: Module) -> float:
+            self.changes = np.array([1.0] + [0.0] * 19) if _in_integers(module) else np.zeros(20)
+            return 1.0
+
+    made = compiler(model, int8_costs(2.0, 1.0), Changed(lambda module: 1.0), search_seconds=0.0)
+    compiled = made.compile()
+    assert _in_integers(compiled.module) == 0
+    assert "it drops 0.0000 on 20 samples, on others up to 0.0500" in decision(compiled, "INT8").reason
+    allowed = compiler(model, int8_costs(2.0, 1.0), Changed(lambda module: 1.0), max_drop=0.06).compile()
+    assert _in_integers(allowed.module) > 0
+    assert "20 samples are too few to promise a drop of at most 0.06 on other data: that takes 50" in allowed.notes

@@ -27,8 +27,8 @@ FLOORS = {
 """Room -> floor. A room may import rooms on lower floors, never a neighbour on its own."""
 
 API = {
-    "accuracy", "api", "bisecting", "bisection", "build", "compile", "compiler", "decisions", "describe", "explaining", "payoff",
-    "reduction", "training", "linting", "measuring",
+    "accuracy", "api", "bisecting", "bisection", "build", "compile", "compiler", "decisions", "describe",
+    "explaining", "fidelity", "linting", "measuring", "payoff", "reduction", "training",
 }  # fmt: skip
 """Modules that together make up the room `api`."""
 

@@ -11,6 +11,7 @@ from joulec.decisions import Decisions, decision_of
 from joulec.describe import step_report
 from joulec.energy.bind import still_open
 from joulec.energy.model import EnergyModel
+from joulec.fidelity import bound
 from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
@@ -19,7 +20,7 @@ from joulec.passes.base import Context, Pass
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
 from joulec.payoff import Paired, confirm_slower, time_pair
-from joulec.report.data import Decision, StepReport
+from joulec.report.data import Decision, Point, StepReport
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Book:
         choices: decisions, in the order in which they fell.
         excluded: exact passes that are left out because they make the model slower, spelled.
         int8: the quantization that stays, spelled; None where the model stays float.
+        reasons: pattern of that quantization that keeps an operator float -> why.
+        points: sets of operators that were tried in INT8, in order.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -41,6 +44,8 @@ class Book:
     choices: list[Decision] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     int8: str | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
 
     def keep(self, outcome: Outcome) -> None:
         self.steps += outcome.steps
@@ -57,6 +62,23 @@ class Book:
         """Record a decision with what was measured for it."""
         numbers = {} if paired is None else {"ratio": paired.ratio, "low": paired.low, "high": paired.high}
         self.choices.append(decision_of(what, kept, ordered, reason, drop=drop, **numbers))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of a module.
+
+    Attributes:
+        module: the module; holding it keeps its identity from reuse.
+        drop: in absolute points.
+        bound: what the drop stays below on other data of this kind, about 5 times in 6; None where that is unknown.
+        samples: how many samples it was judged on, where that is known.
+    """
+
+    module: Module
+    drop: float
+    bound: float | None = None
+    samples: int | None = None
 
 
 @dataclass
@@ -87,15 +109,20 @@ class Bench:
     observers: Sequence[Observer] = ()
     progress: Callable[[str, float | None], None] = lambda message, fraction: None
     book: Book = field(default_factory=Book, init=False)
-    _drops: dict[int, tuple[Module, float]] = field(default_factory=dict, init=False)
+    _verdicts: dict[int, Verdict] = field(default_factory=dict, init=False)
 
     def run(
         self, passes: Sequence[Pass], module: Module, *more: Observer, probes: Sequence[Feed] | None = None
     ) -> Outcome:
         """Run passes on a module, verified as every pipeline is; on `probes` where the inputs' own do not fit."""
+        context = self.context(module, probes)
+        return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
+
+    def context(self, module: Module, probes: Sequence[Feed] | None = None) -> Context:
+        """What passes on this module may use."""
         large = too_large(module)
         given = self.inputs.probes if probes is None else probes
-        context = Context(
+        return Context(
             target=self.backend.target,
             feeds=self.inputs.feeds,
             probes=given if large is None else (),
@@ -107,7 +134,6 @@ class Bench:
             progress=self.progress,
             cache=self.inputs.cache,
         )
-        return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
 
     # -- time -----------------------------------------------------------------------------------------------
 
@@ -115,37 +141,51 @@ class Bench:
     def can_time(self) -> bool:
         return bool(self.inputs.probes)
 
+    @property
+    def times_target(self) -> bool:
+        """Whether what is measured here holds for the target."""
+        return self.can_time and self.backend.target.name == "cpu"
+
     def time(self, base: Module, candidate: Module) -> Paired:
         """Both modules side by side, as the backend would ship them."""
         pair = self.backend.finished(base), self.backend.finished(candidate)
-        return time_pair(self.runner, *pair, self.inputs.probes[0], self._options())
+        return time_pair(self.runner, *pair, self.inputs.probes[0], self.options())
 
     def slower(self, base: Module, candidate: Module) -> Paired | None:
         """The timing if it shows, and a longer one confirms, that the candidate is slower."""
         pair = self.backend.finished(base), self.backend.finished(candidate)
-        paired = confirm_slower(self.runner, *pair, self.inputs.probes[0], self._options())
+        paired = confirm_slower(self.runner, *pair, self.inputs.probes[0], self.options())
         return paired if paired.slower else None
 
     def against_input(self, module: Module) -> Paired | None:
         """The whole build against the input model as it came, which this machine can time for the CPU only."""
-        if not self.can_time or self.backend.target.name != "cpu":
+        if not self.times_target:
             return None
         self.progress("timing the result against the input", None)
         shipped, feed = self.backend.finished(module), self.inputs.probes[0]
-        return confirm_slower(self.runner, self.base, shipped, feed, self._options())
+        return confirm_slower(self.runner, self.base, shipped, feed, self.options())
 
-    def _options(self) -> SessionOptions:
+    def options(self) -> SessionOptions:
+        """How sessions of this target are opened."""
         return self.backend.settings(self.threads).options(self.base.origin.custom_ops)
 
     # -- accuracy -------------------------------------------------------------------------------------------
 
     def drop_of(self, module: Module) -> float:
-        """The drop of a module in absolute points, judged once: a metric can take minutes."""
-        if self.inputs.judge is None:
-            return 0.0
-        if id(module) not in self._drops:
-            self._drops[id(module)] = (module, self.inputs.judge.drop(module))  # the module keeps its id from reuse
-        return self._drops[id(module)][1]
+        """The drop of a module in absolute points."""
+        return self.verdict(module).drop
+
+    def verdict(self, module: Module) -> Verdict:
+        """The drop of a module and what it says about other data; judged once, for a metric can take minutes."""
+        judge = self.inputs.judge
+        if judge is None:
+            return Verdict(module, 0.0)
+        if id(module) not in self._verdicts:
+            drop = judge.drop(module)
+            upper = None if judge.changes is None else bound(drop, judge.changes)
+            samples = None if judge.changes is None else len(judge.changes)
+            self._verdicts[id(module)] = Verdict(module, drop, upper, samples)
+        return self._verdicts[id(module)]
 
     def rounding(self, module: Module) -> float | None:
         """What exact passes cost by reassociating sums, where that is more than the budget (a tiny one, or 0)."""

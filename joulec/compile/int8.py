@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from joulec.compile.bench import Bench, why_unchanged
+import onnx_ir as ir
+
+from joulec.compile.bench import Bench, Verdict, why_unchanged
+from joulec.compile.search import Proposal, Search
 from joulec.decisions import Decisions
 from joulec.errors import JoulecError
+from joulec.fidelity import too_few
+from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes._quantizers import QUANTIZERS
@@ -17,6 +25,7 @@ from joulec.passes.pipeline import Outcome
 from joulec.passes.quantize import Quantize
 from joulec.passes.quantize_dynamic import QuantizeDynamic
 from joulec.payoff import Paired
+from joulec.report.data import Point
 
 QUANTIZATIONS: tuple[Pass, ...] = (Quantize(), Quantize(only=("Conv", "ConvTranspose")), QuantizeDynamic())
 """Ways to quantize that joulec tries by itself, the most thorough first; the fastest within the budget is kept."""
@@ -26,10 +35,21 @@ QUANTIZATIONS: tuple[Pass, ...] = (Quantize(), Quantize(only=("Conv", "ConvTrans
 class _Tried:
     """One way to quantize, and why it does not pay (None if it does)."""
 
+    proposal: Proposal
     outcome: Outcome
     reason: str | None
     paired: Paired | None = None
-    drop: float | None = None
+    verdict: Verdict | None = None
+    accurate: bool = False
+
+    @property
+    def applied(self) -> bool:
+        """Whether anything was quantized."""
+        return self.outcome.steps[-1].status == "applied"
+
+    @property
+    def drop(self) -> float | None:
+        return None if self.verdict is None else self.verdict.drop
 
 
 def quantized(bench: Bench, floating: Module) -> Module:
@@ -69,79 +89,218 @@ def _repeat(bench: Bench, floating: Module, recorded: Decisions) -> Module:
         return floating
     (quantize,) = spelling.parse(recorded.int8, QUANTIZERS)
     outcome = bench.run([*preparation(floating, quantize), quantize], floating)
-    bench.book.keep(outcome)
+    bench.book.keep(Proposal(quantize, recorded.reasons).explained(outcome))
     bench.book.int8 = recorded.int8
     return outcome.module
 
 
 def _insist(bench: Bench, floating: Module) -> Module:
-    """What was ordered: INT8 with calibrated ranges; where none can be, with those of each run."""
-    outcome = bench.run([*preparation(floating, Quantize()), Quantize()], floating)
-    changed = outcome.steps[-1].status == "applied"
-    why = "ordered with --int8" if changed else f"ordered with --int8, but {why_unchanged(outcome)}"
-    if not changed and bench.backend.target.name == "cpu":
-        other = bench.run([*preparation(floating, QuantizeDynamic()), QuantizeDynamic()], floating)
-        if other.steps[-1].status == "applied":
-            why, outcome, changed = f"{why}; so with ranges taken at each run", other, True
-    bench.book.keep(outcome)
-    bench.book.int8 = outcome.steps[-1].spelling if changed else None
+    """INT8 as ordered: all of it, or as much as the accuracy budget allows where all is too much.
+
+    Where no range can be calibrated, ranges are taken at each run.
+    """
+    trials = _Trials(bench, floating)
+    tried = trials.attempt(Proposal(Quantize()), timed=False)
+    why = "ordered with --int8"
+    if not tried.applied:
+        why = f"{why}, but {why_unchanged(tried.outcome)}"
+        if bench.backend.target.name == "cpu":
+            other = trials.attempt(Proposal(QuantizeDynamic()), timed=False)
+            tried, why = (other, f"{why}; so with ranges taken at each run") if other.applied else (tried, why)
+    elif not tried.accurate:
+        tried = next((one for one in trials.descend(timed=False) if one.accurate), tried)
+    bench.book.keep(tried.outcome)
+    changed = tried.applied
+    if tried.proposal.reasons:
+        why += "; some operators stay float for the accuracy budget"
+    _record(bench, tried, changed)
     bench.book.choose("INT8", changed, why, ordered=True)
-    return outcome.module
+    trials.note(tried)
+    return tried.outcome.module
 
 
 def _try_all(bench: Bench, floating: Module) -> Module:
-    best: _Tried | None = None
-    failed: list[_Tried] = []
-    counts: set[int] = set()
+    """The fastest quantization within the budget that is faster than float, or none."""
+    trials = _Trials(bench, floating)
     for quantize in QUANTIZATIONS:
-        outcome = bench.run([*preparation(floating, quantize), quantize], floating)
-        count = outcome.module.node_count()
-        if outcome.steps[-1].status != "applied" or count in counts:
-            failed.append(_Tried(outcome, why_unchanged(outcome)))
-            continue
-        counts.add(count)
-        tried = _judged(bench, floating, outcome)
-        if tried.reason is not None or tried.paired is None:
-            failed.append(tried)
-        elif best is None or best.paired is None or tried.paired.ratio > best.paired.ratio:
-            best = tried
-    return _settle(bench, floating, best or failed[0])
-
-
-def _settle(bench: Bench, floating: Module, tried: _Tried) -> Module:
+        trials.attempt(Proposal(quantize))
+    trials.search()
+    tried = trials.best or trials.tried[0]
     outcome, paired, drop = tried.outcome, tried.paired, tried.drop
     if tried.reason is not None or paired is None:
         reason = tried.reason or "not timed"
         bench.book.drop(outcome, reason)
         bench.book.choose("INT8", False, f"the model stays float: {reason}", paired, drop)
+        trials.note(None)
         return floating
     bench.book.keep(outcome)
-    bench.book.int8 = outcome.steps[-1].spelling
+    _record(bench, tried, True)
     lost = "" if drop is None else f", drop {drop:.4f}"
     bench.book.choose("INT8", True, f"{paired} the speed of float{lost}", paired, drop)
+    trials.note(tried)
     return outcome.module
 
 
-def _judged(bench: Bench, floating: Module, outcome: Outcome) -> _Tried:
-    """A quantized module within the budget, and timed against float; or the reason why not."""
-    module, judge, budget = outcome.module, bench.inputs.judge, bench.orders.max_drop
-    try:
-        drop = None if judge is None else bench.drop_of(module)
-        spent = (drop or 0.0) - _drop_already_ordered(bench, floating)
-        if budget is not None and spent > budget:
-            return _Tried(outcome, f"it drops {spent:.4f}, the budget is {budget:g}", None, drop)
+def _record(bench: Bench, tried: _Tried, changed: bool) -> None:
+    bench.book.int8 = tried.outcome.steps[-1].spelling if changed else None
+    bench.book.reasons = dict(tried.proposal.reasons) if changed else {}
+
+
+class _Trials:
+    """Ways to quantize one float module that were tried, each judged first and timed if it is accurate."""
+
+    def __init__(self, bench: Bench, floating: Module) -> None:
+        self._bench, self._floating = bench, floating
+        self._prepared: dict[tuple[Pass, ...], Outcome] = {}
+        self._deadline = time.monotonic() + bench.orders.search_seconds
+        self._made: dict[tuple[tuple[str, int], ...], _Tried] = {}
+        self._search: Search | None = None
+        self.tried: list[_Tried] = []
+
+    @property
+    def best(self) -> _Tried | None:
+        """The fastest of those that pay; the first of equals."""
+        paying = [(one.paired.ratio, one) for one in self.tried if one.reason is None and one.paired is not None]
+        return max(paying, key=lambda pair: pair[0])[1] if paying else None
+
+    def attempt(self, proposal: Proposal, timed: bool = True) -> _Tried:
+        """Quantize as proposed, judge the result, and (where that is within the budget) time it against float."""
+        before = self._prepare(proposal.quantize)
+        made = proposal.explained(self._bench.run([proposal.quantize], before.module))
+        outcome = replace(made, steps=(*before.steps, *made.steps), notes=(*before.notes, *made.notes))
+        if outcome.steps[-1].status != "applied":
+            return self._add(_Tried(proposal, outcome, why_unchanged(outcome)))
+        key = tuple(sorted(Counter(f"{node.op_type} {node.name}" for node in outcome.module.graph).items()))
+        if key not in self._made:
+            self._made[key] = self._add(self._judged(proposal, outcome, timed))
+        return self._made[key]
+
+    def _prepare(self, quantize: Pass) -> Outcome:
+        """The float module with all that `quantize` needs; made once."""
+        passes = tuple(preparation(self._floating, quantize))
+        if passes not in self._prepared:
+            self._prepared[passes] = self._bench.run(passes, self._floating)
+        return self._prepared[passes]
+
+    def _add(self, tried: _Tried) -> _Tried:
+        self.tried.append(tried)
+        return tried
+
+    def _judged(self, proposal: Proposal, outcome: Outcome, timed: bool) -> _Tried:
+        bench = self._bench
+        try:
+            verdict = None if bench.inputs.judge is None else bench.verdict(outcome.module)
+            reason = None if verdict is None else self._too_inaccurate(verdict)
+            if reason is not None or not timed:
+                return _Tried(proposal, outcome, reason, None, verdict, reason is None)
+            bench.progress("timing INT8 against float", None)
+            paired = bench.time(self._floating, outcome.module)
+        except JoulecError as error:
+            return _Tried(proposal, outcome, str(error))
+        slow = None if paired.faster else f"INT8 would run at {paired} the speed of float"
+        return _Tried(proposal, outcome, slow, paired, verdict, True)
+
+    def _too_inaccurate(self, verdict: Verdict) -> str | None:
+        judge, budget = self._bench.inputs.judge, self._bench.orders.max_drop
+        already = self._drop_already_ordered()
+        if budget is not None and verdict.drop - already > budget:
+            return f"it drops {verdict.drop - already:.4f}, the budget is {budget:g}"
+        if budget is not None and verdict.bound is not None and verdict.bound - already > budget:
+            seen = f"it drops {verdict.drop - already:.4f} on {verdict.samples} samples"
+            return f"{seen}, on others up to {verdict.bound - already:.4f}; the budget is {budget:g}"
         if judge is not None and judge.blind:
-            reason = "its accuracy cannot be judged: the input model gives nothing but zeros or NaN"
-            return _Tried(outcome, reason, None, drop)
-        bench.progress("timing INT8 against float", None)
-        paired = bench.time(floating, module)
-    except JoulecError as error:
-        return _Tried(outcome, str(error))
-    return _Tried(outcome, None if paired.faster else f"INT8 would run at {paired} the speed of float", paired, drop)
+            return "its accuracy cannot be judged: the input model gives nothing but zeros or NaN"
+        return None
+
+    def _drop_already_ordered(self) -> float:
+        """What the user's own orders cost: held against INT8 only where their budget binds everything."""
+        if self._bench.orders.budget_given or self._bench.orders.sparsity is None:
+            return 0.0
+        return self._bench.drop_of(self._floating)
+
+    # -- beyond the fixed ways ------------------------------------------------------------------------------
+
+    def search(self) -> None:
+        """Leave float what does not pay; where that is not accurate enough, what costs most accuracy too."""
+        search = self._searcher()
+        if search is None:
+            return
+        proposal = search.fastest()
+        fastest = None if proposal is None or search.late else self.attempt(proposal)
+        if (fastest is None or not fastest.accurate) and proposal is not None:
+            for tried in self.descend():
+                if tried.accurate and search.late:
+                    return
+
+    def descend(self, timed: bool = True) -> Iterator[_Tried]:
+        """Sets found by bisection: the fastest one within the budget, and the next more accurate one.
+
+        Sets come from the fastest to the most accurate, so the first within the budget splits them in two.
+        """
+        search = self._searcher()
+        proposals = [] if search is None else list(search.ever_more_accurate())
+        low, high = 0, len(proposals)
+        while search is not None and low < high and not search.late:
+            middle = (low + high) // 2
+            if self.attempt(proposals[middle], timed=False).accurate:
+                high = middle
+            else:
+                low = middle + 1
+        for proposal in proposals[high : high + 2]:
+            yield self._timed(proposal) if timed else self.attempt(proposal, timed=False)
+
+    def _timed(self, proposal: Proposal) -> _Tried:
+        """What was judged before, timed too."""
+        tried = self.attempt(proposal, timed=False)
+        if not tried.accurate or tried.paired is not None:
+            return tried
+        again = self._judged(tried.proposal, tried.outcome, True)
+        self.tried[self.tried.index(tried)] = again
+        return again
+
+    def _searcher(self) -> Search | None:
+        """The search, where there is something to search in and a way to measure it."""
+        full = next((one for one in self.tried if one.applied and isinstance(one.proposal.quantize, Quantize)), None)
+        usable = full is not None and self._bench.can_time and time.monotonic() < self._deadline
+        if self._search is None and full is not None and usable:
+            arguments = self._floating, self._prepare(Quantize()).module, full.outcome.module, self._deadline
+            self._search = Search(self._bench, *arguments, insist=bool(self._bench.orders.int8))
+        return self._search
+
+    # -- what is said ---------------------------------------------------------------------------------------
+
+    def note(self, kept: _Tried | None) -> None:
+        """Put every set that was tried on record, and say what the data cannot promise."""
+        budget, verdict = self._bench.orders.max_drop, None if kept is None else kept.verdict
+        self._bench.book.points += [self._point(one, one is kept) for one in self.tried if one.verdict or one.paired]
+        samples = None if verdict is None else verdict.samples
+        if budget is None or samples is None or (needed := too_few(samples, budget)) is None:
+            return
+        said = f"{samples} samples are too few to promise a drop of at most {budget:g} on other data"
+        self._bench.book.notes.append(f"{said}: that takes {needed}")
+
+    def _point(self, tried: _Tried, kept: bool) -> Point:
+        verdict, paired, module = tried.verdict, tried.paired, tried.outcome.module
+        point = Point(*self._in_integers(module), kept=kept, reason=tried.reason)
+        joules = self._bench.energy.estimate(module, self._bench.inputs.shapes).total_joules
+        if verdict is not None:
+            point = replace(point, drop=round(verdict.drop, 6), bound=_rounded(verdict.bound))
+        point = replace(point, joules=joules)
+        if paired is None:
+            return point
+        return replace(point, ratio=round(paired.ratio, 4), low=round(paired.low, 4), high=round(paired.high, 4))
+
+    def _in_integers(self, module: Module) -> tuple[int, int]:
+        """How many operators with integer arithmetic read integers, and how many there are."""
+        scheme = self._bench.backend.target.quantization
+        nodes = [node for node in module.graph if scheme is not None and walk.is_onnx(node, *scheme.compute)]
+        return sum(all(map(_is_dequantized, node.inputs[:2])) for node in nodes), len(nodes)
 
 
-def _drop_already_ordered(bench: Bench, floating: Module) -> float:
-    """What the user's own orders cost: held against INT8 only where their budget binds everything."""
-    if bench.orders.budget_given or bench.orders.sparsity is None:
-        return 0.0
-    return bench.drop_of(floating)
+def _is_dequantized(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return producer is not None and walk.is_onnx(producer, "DequantizeLinear")
+
+
+def _rounded(points: float | None) -> float | None:
+    return None if points is None else round(points, 6)

@@ -17,6 +17,9 @@ from joulec.passes.quantize import Quantize
 from joulec.passes.quantize_dynamic import QuantizeDynamic
 from joulec.passes.quantize_weights import QuantizeWeights
 
+SEARCH_SECONDS = 120.0
+"""How long the search for operators worth quantizing may take when the user orders nothing."""
+
 DEFAULT_MAX_DROP = 0.01
 """The accuracy budget in absolute points when the user orders nothing."""
 
@@ -32,6 +35,7 @@ class Orders:
         max_drop: the accuracy budget in absolute points; None switches it off.
         budget_given: whether `max_drop` is the user's own, so that it binds what they ordered too.
         keep_float: patterns of node names or operator types that no quantization touches, whoever chooses it.
+        search_seconds: how long joulec may look for the operators that are worth quantizing.
     """
 
     passes: tuple[Pass, ...] | None = None
@@ -40,12 +44,15 @@ class Orders:
     max_drop: float | None = DEFAULT_MAX_DROP
     budget_given: bool = False
     keep_float: tuple[str, ...] = ()
+    search_seconds: float = SEARCH_SECONDS
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
             raise InputError(f"sparsity must lie between 0 and 1, not {self.sparsity}")
         if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
             raise InputError(f"max_drop must be a number of points from 0 up, or None, not {self.max_drop}")
+        if not 0 <= self.search_seconds < math.inf:
+            raise InputError(f"--search-budget must be a time from 0 up, not {self.search_seconds}")
         if not all(pattern and ";" not in pattern for pattern in self.keep_float):
             raise InputError("--keep-float: write one pattern a time, e.g. --keep-float 'conv_1*' --keep-float Softmax")
         if self.passes is None:

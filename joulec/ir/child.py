@@ -20,7 +20,7 @@ from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.runner import LocalRunner, Runner, options_for, with_outputs
 from joulec.ir.sandbox import Limits
-from joulec.ir.session import SessionOptions, optimized_operators
+from joulec.ir.session import SessionOptions, optimized_operators, profile_nodes
 from joulec.ir.shapes import first_line
 from joulec.ir.staging import Staged, stage
 from joulec.ir.values import Array
@@ -64,12 +64,21 @@ class ChildRunner(Runner):
         answer, _ = self._open("kernels", module, options)
         return Counter({str(name): int(count) for name, count in answer["kernels"].items()})
 
-    def _open(self, what: str, module: Module, options: SessionOptions | None) -> Answer:
+    def profile(
+        self, module: Module, feed: Feed, *, rounds: int, options: SessionOptions | None = None
+    ) -> dict[str, float]:
+        answer, _ = self._open("profile", module, options, {"rounds": rounds}, dict(feed))
+        return {str(name): float(seconds) for name, seconds in answer["seconds"].items()}
+
+    def _open(
+        self, what: str, module: Module, options: SessionOptions | None, more: dict[str, Any] | None = None,
+        values: dict[str, Any] | None = None,
+    ) -> Answer:  # fmt: skip
         """Ask the child for `what` about a module, through a file that is gone afterwards."""
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             staged = stage(module, Path(folder))
             chosen = _options_json(options or options_for(module))
-            return self._request({"do": what, **staged.to_json(), "options": chosen})
+            return self._request({"do": what, **staged.to_json(), "options": chosen, **(more or {})}, values)
 
     def unload(self, handle: int) -> None:
         if self._child is not None:
@@ -170,6 +179,10 @@ def _answer(runner: LocalRunner, message: dict[str, Any], values: dict[str, Any]
         case "kernels":
             staged, options = Staged.from_json(message), _options_from(message["options"])
             return {"kernels": optimized_operators(staged.source(), staged.options(options))}, {}
+        case "profile":
+            staged, options = Staged.from_json(message), _options_from(message["options"])
+            seconds = profile_nodes(staged.source(), staged.options(options), values, message["rounds"])
+            return {"seconds": seconds}, {}
         case "run":
             return {}, runner.run(message["handle"], values)
         case "spend":

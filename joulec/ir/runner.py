@@ -16,7 +16,14 @@ from typing import Any, Self
 
 from joulec.ir.feeds import Feed
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
-from joulec.ir.session import SessionOptions, open_session, optimized_operators, run_session, spend_sessions
+from joulec.ir.session import (
+    SessionOptions,
+    open_session,
+    optimized_operators,
+    profile_nodes,
+    run_session,
+    spend_sessions,
+)
 from joulec.ir.staging import stage
 from joulec.ir.values import Array
 
@@ -55,6 +62,18 @@ class Runner(ABC):
     @abstractmethod
     def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
         """Like `time`, with the CPU seconds of all threads beside the wall seconds: (rounds, len(handles), 2)."""
+
+    @abstractmethod
+    def profile(
+        self, module: Module, feed: Feed, *, rounds: int, options: SessionOptions | None = None
+    ) -> dict[str, float]:
+        """Median seconds per inference in each kernel, by the name that ONNX Runtime gives its node.
+
+        Names start with those of the module's nodes or values; fusions and layouts change or add some.
+
+        Raises:
+            InputError: ONNX Runtime refuses the model, or it fails on the feed.
+        """
 
     @abstractmethod
     def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
@@ -107,6 +126,13 @@ class LocalRunner(Runner):
 
     def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
         return spend_sessions([self._sessions[handle] for handle in handles], feed, rounds)
+
+    def profile(
+        self, module: Module, feed: Feed, *, rounds: int, options: SessionOptions | None = None
+    ) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
+            staged = stage(module, Path(folder))
+            return profile_nodes(staged.source(), staged.options(options or options_for(module)), feed, rounds)
 
     def kernels(self, module: Module, options: SessionOptions | None = None) -> Counter[str]:
         with tempfile.TemporaryDirectory(prefix="joulec-") as folder:

@@ -136,6 +136,32 @@ class Decision(Data):
 
 
 @dataclass(frozen=True)
+class Point(Data):
+    """One set of operators that was tried in INT8.
+
+    Attributes:
+        operators: how many compute in integers, of `total` that could.
+        drop: loss of accuracy in absolute points, where it was judged.
+        bound: what the drop stays below on other data of this kind, 5 times in 6, where that can be told.
+        ratio, low, high: time of the float model over its own, with its 95 % interval, where it was timed.
+        joules: predicted per inference, where every operator has a price.
+        kept: whether it is the one in the artefact.
+        reason: why it is not, or None.
+    """
+
+    operators: int
+    total: int
+    drop: float | None = None
+    bound: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    joules: float | None = None
+    kept: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Accuracy(Data):
     """Accuracy of the input model and of the artefact; `name` is `metric` or `fidelity`."""
 
@@ -206,6 +232,7 @@ class Report(Data):
         orders: what the user ordered, in their spelling.
         files: name -> bytes of the artefact's files.
         parity: how lowering compared with the source framework, or None for ONNX input.
+        points: sets of operators that were tried in INT8, with accuracy, time and predicted energy.
     """
 
     joulec: str
@@ -230,6 +257,7 @@ class Report(Data):
     parity: dict[str, Any] | None = None
     files: dict[str, int] = field(default_factory=dict)
     directory: str | None = None
+    points: tuple[Point, ...] = ()
 
     def without_timings(self) -> Report:
         """The same report with every measured time left out: what must be identical on a rebuild."""

@@ -76,6 +76,16 @@ def test_kernels_are_those_onnx_runtime_fuses(runner: Runner, parse: Parse) -> N
     assert runner.kernels(parse(conv)) == {"FusedConv": 1}
 
 
+def test_a_profile_names_the_kernels_and_their_seconds(runner: Runner, parse: Parse) -> None:
+    graph = "agraph (float[64,64] x) => (float[64,64] y) { h = MatMul(x, x) \n y = MatMul(h, x) }"
+    module = parse(graph)
+    for index, node in enumerate(module.graph):
+        node.name = f"product{index}"
+    found = runner.profile(module, {"x": np.ones((64, 64), np.float32)}, rounds=3)
+    assert len(found) == 2 and all(name.startswith("product") for name in found), found
+    assert all(0 < seconds < 1 for seconds in found.values())
+
+
 def test_an_unloaded_session_is_gone(runner: Runner, parse: Parse) -> None:
     handle = runner.load(parse(ADD))
     runner.unload(handle)
