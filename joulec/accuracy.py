@@ -22,6 +22,8 @@ class Judge(ABC):
     """Scores modules; higher is better. A drop is a difference of scores in absolute points."""
 
     name: str
+    data: str
+    """What it judges by, in words."""
     baseline: float
     changes: Array | None = None
     """Of the last score: per sample, the most that its part of the score can have changed; None where unknown."""
@@ -58,6 +60,7 @@ class MetricJudge(Judge):
     """
 
     name = "metric"
+    data = "the metric's own data"
 
     def __init__(self, metric: Metric, runner: Runner, baseline: Module, options: SessionOptions) -> None:
         self._metric, self._runner, self._options = metric, runner, options
@@ -94,6 +97,7 @@ class FidelityJudge(Judge):
 
     def __init__(self, runner: Runner, baseline: Module, feeds: Feeds, options: SessionOptions) -> None:
         self._runner, self._reference, self._feeds, self._options = runner, baseline, feeds, options
+        self.data = feeds.description
         self.zero_outputs: tuple[str, ...] = ()
         self._judged = 0
 

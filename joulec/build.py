@@ -15,7 +15,7 @@ from joulec import describe
 from joulec.accuracy import FidelityJudge, Judge, MetricJudge
 from joulec.backends import Backend, artefact, backend
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
-from joulec.data import data_fingerprint, load_feeds, load_metric, synthetic_feeds
+from joulec.data import data_fingerprint, held_out, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, profile_for
 from joulec.energy.bind import bind, still_open
@@ -151,9 +151,10 @@ class Build:
         )
         options = one.settings(request.threads).options(base.origin.custom_ops)
         obstacle = obstacle or self._obstacle(base, options, probes, feeds)
-        judge = self._judge(base, options, feeds, obstacle)
+        calibration, selection = (feeds, feeds) if feeds is None or request.metric else held_out(feeds)
+        judge = self._judge(base, options, selection, obstacle)
         cache = recording.cache_folder("calibration")
-        return Inputs(feeds, [] if obstacle else probes, request.shapes, judge, obstacle, cache)
+        return Inputs(calibration, [] if obstacle else probes, request.shapes, judge, obstacle, cache)
 
     def _obstacle(
         self, base: Module, options: SessionOptions, probes: Sequence[Feed], feeds: Feeds | None
@@ -216,10 +217,8 @@ class Build:
         judge = inputs.judge
         if judge is None or compiled.score is None:
             return None
-        own = judge.name == "metric" or inputs.feeds is None
-        feeds = "the metric's own data" if own or inputs.feeds is None else inputs.feeds.description
         drop = judge.baseline - compiled.score
-        return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, feeds)
+        return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, judge.data)
 
     def _write(
         self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path

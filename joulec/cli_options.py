@@ -81,7 +81,7 @@ def _values(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if "max_drop" in result:
         result["max_drop"] = drop(result["max_drop"])
     if "search_budget" in result:
-        result["search_budget"] = duration(str(result["search_budget"]), "--search-budget")
+        result["search_budget"] = duration(str(result["search_budget"]), "--search-budget", zero=True)
     if "shape" in result:
         result["shape"] = shapes(result["shape"])
     return result
@@ -147,10 +147,10 @@ def memory_size(text: str) -> int:
     return int(float(match[1]) * base ** " kmgt".index(unit[0] if unit and unit != "b" else " "))
 
 
-def duration(text: str, option: str = "--time-limit") -> float:
-    """`600s`, `10m`, `1h` or `90` in seconds."""
+def duration(text: str, option: str = "--time-limit", zero: bool = False) -> float:
+    """`600s`, `10m`, `1h` or `90` in seconds; none at all only where that means something."""
     match = _TIME.fullmatch(text.strip())
-    if match is None or float(match[1]) <= 0:
+    if match is None or (float(match[1]) <= 0 and not zero):
         raise InputError(f"{option} {units.safe(text)}: write a duration such as 600s, 10m or 1h")
     return float(match[1]) * _SECONDS[match[2].lower()]
 

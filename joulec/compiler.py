@@ -58,9 +58,10 @@ class Compiler(Bench):
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices), tuple(book.dropped),
             None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
-            tuple(book.points),
+            tuple(book.points), tuple(book.doubts),
         )  # fmt: skip
-        return Compiled(module, tuple(book.steps), decisions, score, tuple(dict.fromkeys(book.notes)))
+        notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
+        return Compiled(module, tuple(book.steps), decisions, score, notes)
 
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())

@@ -35,6 +35,7 @@ class Decisions(Data):
         orders: what the user ordered; a build with other orders cannot repeat these choices.
         reasons: pattern of `int8` that keeps an operator float -> why.
         points: sets of operators that were tried in INT8.
+        doubts: what the measurements behind the choices cannot promise.
     """
 
     target: str
@@ -46,6 +47,7 @@ class Decisions(Data):
     orders: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:

@@ -231,14 +231,15 @@ def test_whatever_changed_is_built_again(changed: str, model: Path, data: Path, 
     assert artefact.read_json(out / "session.json")["provider"] == "CPUExecutionProvider"
 
 
+@pytest.mark.parametrize("int8", [None, True])
 @pytest.mark.parametrize("how", ["file", "folder", "cache"])
 def test_a_rebuild_with_its_decisions_is_byte_identical_but_for_timings(
-    how: str, model: Path, data: Path, tmp_path: Path
+    how: str, int8: bool | None, model: Path, data: Path, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    built = joulec.optimize(model, first, data=data, sparsity=0.3).reports["cpu"]
+    built = joulec.optimize(model, first, data=data, sparsity=0.3, int8=int8).reports["cpu"]
     given = {"file": first / "decisions.json", "folder": first, "cache": None}[how]
-    again = joulec.optimize(model, second, data=data, sparsity=0.3, decisions=given).reports["cpu"]
+    again = joulec.optimize(model, second, data=data, sparsity=0.3, int8=int8, decisions=given).reports["cpu"]
     one, other = contents(first), contents(second)
     assert list(one) == list(other)
     differing = [name for name in one if one[name] != other[name]]

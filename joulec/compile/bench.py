@@ -36,6 +36,7 @@ class Book:
         int8: the quantization that stays, spelled; None where the model stays float.
         reasons: pattern of that quantization that keeps an operator float -> why.
         points: sets of operators that were tried in INT8, in order.
+        doubts: what the measurements behind the choices cannot promise; a rebuild repeats it.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Book:
     int8: str | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     def keep(self, outcome: Outcome) -> None:
         self.steps += outcome.steps

@@ -277,7 +277,7 @@ class _Trials:
         if budget is None or samples is None or (needed := too_few(samples, budget)) is None:
             return
         said = f"{samples} samples are too few to promise a drop of at most {budget:g} on other data"
-        self._bench.book.notes.append(f"{said}: that takes {needed}")
+        self._bench.book.doubts.append(f"{said}: that takes {needed}")
 
     def _point(self, tried: _Tried, kept: bool) -> Point:
         verdict, paired, module = tried.verdict, tried.paired, tried.outcome.module

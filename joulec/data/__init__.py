@@ -2,6 +2,7 @@
 
 from joulec.data.fingerprint import data_fingerprint, file_digest
 from joulec.data.sources import DataSpec, load_feeds, synthetic_feeds
+from joulec.data.splits import held_out
 from joulec.data.userfile import Infer, Metric, load_function, load_metric
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Metric",
     "data_fingerprint",
     "file_digest",
+    "held_out",
     "load_feeds",
     "load_function",
     "load_metric",

@@ -40,6 +40,15 @@ class Feeds:
         """The first `count` feeds."""
         return list(itertools.islice(self, count))
 
+    def part(self, chosen: Callable[[int], bool], description: str) -> Feeds:
+        """The feeds at the positions that are chosen, read as they come."""
+        count = None if self.count is None else sum(map(chosen, range(self.count)))
+
+        def opened() -> Iterator[Feed]:
+            return (feed for position, feed in enumerate(self) if chosen(position))
+
+        return Feeds(opened, self.kind, description, count)
+
     @classmethod
     def of(cls, feeds: Iterable[Feed], kind: Kind = "data", description: str = "feeds from Python") -> Feeds:
         """Wrap feeds already in memory."""

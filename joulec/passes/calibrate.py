@@ -79,14 +79,15 @@ class Calibrate(Pass):
         names = [value.name for value in values if value.name]
         key = calibration_key(module, check.digest(), f"{spell_pass(self)} {scheme.activation} {names}")
         kept = recall(context.cache, key)
-        again = kept is not None
-        if kept is None:
+        if kept is not None:  # no word of it in the report: a rebuild must read like the first build
+            context.progress("taking the ranges of an earlier build: model, data and options are the same", 1.0)
+        else:
             kept = self._calibrate(module, context, values, check, scheme.activation)
             remember(context.cache, key, kept)
         module.ranges = {name: kept.ranges[name] for name in names if name in kept.ranges}
         bad = tuple(Refusal("calibrate", name, _said(name, *what)) for name, what in kept.broken.items())
         recorded = tuple(Rewrite("record-range", name) for name in module.ranges)
-        return PassResult(recorded, bad, tuple(self._notes(kept, check.count, context.feeds, again)))
+        return PassResult(recorded, bad, tuple(self._notes(kept, check.count, context.feeds)))
 
     def _checked(self, feeds: Feeds, context: Context) -> DataCheck:
         """Read the data once without the model: what they are, how many, and what is wrong with them."""
@@ -120,12 +121,10 @@ class Calibrate(Pass):
                 return method
         return self.method
 
-    def _notes(self, kept: Kept, used: int, feeds: Feeds, again: bool) -> Iterator[str]:
+    def _notes(self, kept: Kept, used: int, feeds: Feeds) -> Iterator[str]:
         made = Counter(one.method for one in kept.ranges.values())
         said = ", ".join(f"{made[method]} {method}" for method in METHODS if made[method])
         yield f"{len(kept.ranges)} tensors calibrated on {used} feeds ({feeds.description}): {said}"
-        if again:
-            yield "the ranges are those of an earlier build: model, data and options are the same"
         if feeds.kind == "random":
             yield "the ranges come from random data, asked for by name: expect them to miss the real ones"
         if feeds.count is not None and feeds.count > used:

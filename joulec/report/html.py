@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from joulec.report import units, words
+from joulec.report import points, units, words
 from joulec.report.data import EnergyChange, Report, StepReport
 
 MAX_NODES = 400
@@ -97,6 +97,9 @@ def _view(report: Report) -> dict[str, Any]:
         ],
         "steps": [(step, words.share(step), words.detail(step)) for step in report.steps],
         "saving": None if found is None else words.saving(found),
+        "points": points.rows(report.points),
+        "chart": points.chart(report),
+        "canvas": points,
         "bars": [] if found is None else op_bars(found),
         "falls": waterfall(report),
         "nodes": [] if found is None else node_rows(found.after),

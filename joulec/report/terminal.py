@@ -13,12 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from joulec.energy import Calibrated
-from joulec.report import units, words
+from joulec.report import points, units, words
 from joulec.report.data import Decision, EnergyChange, Report, StepReport
 
 PIPED_WIDTH, MAX_WIDTH = 100, 120
 BAR = 20
 """Columns of the longest bar."""
+
+MAX_SETS = 5
+"""Sets of operators in the summary; the page lists all."""
 
 MAX_ROWS = 12
 """Operators in the summary; the page lists all."""
@@ -51,6 +54,8 @@ def summary(out: Console, report: Report) -> None:
             out.print(Padding(Text(f"{fact.name}: {fact.how}", style="dim"), (0, 0, 0, 2)))
     if report.decisions:
         section(out, "Kept and dropped", _decisions(report.decisions))
+    if len(report.points) > 1:
+        section(out, "Operators in INT8: sets that were tried", _points(report))
     if report.energy is not None and report.energy.by_op:
         section(out, f"Energy by operator, {words.energy_basis(report.energy)}", _operators(report.energy))
         _saving(out, report.energy)
@@ -91,6 +96,17 @@ def _decisions(decisions: Sequence[Decision]) -> Table:
     for found in decisions:
         verdict = words.verdict(found)
         table.add_row(Text(verdict, style=_STYLES[verdict]), units.safe(found.what), words.decision(found))
+    return table
+
+
+def _points(report: Report) -> Table:
+    table = grid("", ">operators", ">drop", ">speed against float", ">energy", "*")
+    tried = points.rows(report.points)
+    for row in tried[:MAX_SETS]:
+        verdict = Text(row.verdict, style=_STYLES.get(row.verdict, "dim"))
+        table.add_row(verdict, row.operators, row.drop, row.speed, row.energy, "")
+    if len(tried) > MAX_SETS:
+        table.add_row(f"and {len(tried) - MAX_SETS} more", "", "", "", "", "")
     return table
 
 

@@ -1,0 +1,55 @@
+"""The sets that were tried in INT8: which of them nothing beats, in which order, and where their dots are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+from report_sample import points, report
+
+from joulec.report.data import Point
+from joulec.report.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, frontier, rows
+
+POINTS = st.lists(
+    st.builds(
+        Point, st.integers(0, 9), st.just(9), st.floats(-0.1, 0.9), st.just(None),
+        st.floats(0.01, 20), st.just(0.1), st.just(3.0), kept=st.booleans(),
+    ), min_size=1, max_size=8,
+)  # fmt: skip
+
+
+def test_the_kept_set_stands_first_then_those_that_nothing_beats_then_the_rest():
+    found = rows(points())
+    assert [(row.verdict, row.operators) for row in found] == [
+        ("kept", "5 of 9"), ("best", "6 of 9"), ("best", "2 of 9"), ("tried", "4 of 9"), ("tried", "9 of 9"),
+    ]  # fmt: skip
+    assert [row.speed for row in found][-2:] == ["1.31x (1.28 to 1.33)", "not timed"]
+    assert found[0].drop == "0.0014 (elsewhere up to 0.0031)" and found[0].energy == "449 µJ"
+
+
+@given(POINTS)
+def test_nothing_beats_what_is_best_and_something_beats_or_equals_the_rest(found: list[Point]):
+    best = frontier(found)
+    assert best
+    for one in found:
+        rivals = [two for two in found if two.ratio >= one.ratio and two.drop <= one.drop and two != one]  # type: ignore[operator]
+        beaten = any(two.ratio > one.ratio or two.drop < one.drop for two in rivals)  # type: ignore[operator]
+        assert (one in best) != beaten
+
+
+@given(POINTS, st.sampled_from([None, 0.0, 0.01, 0.3]))
+def test_every_dot_lies_on_the_picture(found: list[Point], budget: float | None):
+    whole = report()
+    assert whole.accuracy is not None
+    accuracy = dataclasses.replace(whole.accuracy, budget=budget)
+    drawn = chart(dataclasses.replace(whole, points=tuple(found), accuracy=accuracy))
+    assert drawn is not None and len(drawn.dots) == len(found) + 1
+    assert all(LEFT <= dot.x <= WIDTH - RIGHT and TOP <= dot.y <= HEIGHT - BOTTOM for dot in drawn.dots)
+    assert all(LEFT <= tick.at <= WIDTH - RIGHT for tick in drawn.across)
+    assert len(drawn.across) >= 2 and (drawn.budget is None) == (not budget)
+
+
+def test_without_a_timed_set_there_is_no_picture():
+    untimed = tuple(dataclasses.replace(one, ratio=None) for one in points())
+    assert chart(dataclasses.replace(report(), points=untimed)) is None
