@@ -84,8 +84,12 @@ class Block:
 
     @property
     def may_end_in_float(self) -> bool:
-        """Whether its kernel can hand out float: not where ONNX Runtime merges an Add behind it first."""
-        return self.node.op_type in FLOAT_RESULT and not self.merges
+        """Whether its kernel can hand out float: not where ONNX Runtime merges an Add behind it first, or sees a clamp.
+
+        Behind a clamp it looks for a QuantizeLinear, and without one it computes in float.
+        """
+        clamped = bool(self.tail) and self.tail[0].op_type in CLAMPS
+        return self.node.op_type in FLOAT_RESULT and not self.merges and not clamped
 
     @property
     def merges(self) -> bool:

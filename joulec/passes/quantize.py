@@ -26,6 +26,7 @@ from joulec.passes._qdq import (
     quantized,
     weight_parameters,
 )
+from joulec.passes._shields import shield
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.blocks import Block, Survey, channel_axis, channels, rescaling, survey
 from joulec.passes.calibrate import not_quantizable
@@ -68,6 +69,8 @@ class Quantize(Pass):
         chosen = self._choose(module, seen, scheme, rewriter)
         reduced = self._reduced(context.target)
         _Insertion(rewriter, scheme, chosen, self.weights == "channel", 63 if reduced else 127).run()
+        if context.target.name == "cpu" and module.opset >= 13:
+            shield(rewriter)
         return PassResult.of(rewriter, [*lost, *self._notes(chosen, seen, reduced)])
 
     def _nothing_to_do(self, module: Module) -> str | None:
