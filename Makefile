@@ -7,7 +7,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types bench bench-simplify docs clean
+.PHONY: help demo test quick lint types bench bench-int8 bench-simplify docs clean
 
 help: ## show what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,8 +49,12 @@ lint: $(VENV)/.dev ## check style
 types: $(VENV)/.dev ## check types
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev demo ## compare the demo's artefacts with ONNX Runtime's own quantizer
-	$(BIN)/python benchmarks/int8.py $(DEMO)
+bench: $(VENV)/.dev demo ## compare INT8 on the demo's models with ONNX Runtime's own quantizers
+	$(BIN)/python benchmarks/int8 --cases digits --tools joulec optimized onnxruntime-static onnxruntime-dynamic --no-write
+
+bench-int8: $(VENV)/.dev demo ## compare INT8 with every peer on real models, and write docs/int8-benchmark.md (an hour)
+	$(PIP) pillow
+	$(BIN)/python benchmarks/int8 --install
 
 bench-simplify: $(VENV)/.dev ## compare simplify with the peers on real models, and write docs/simplify.md (30 minutes)
 	$(PIP) onnxsim onnxslim onnxoptimizer onnxscript

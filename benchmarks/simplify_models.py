@@ -57,16 +57,18 @@ def sources() -> list[Source]:
 
 def _from_wheels() -> Iterator[Source]:
     ocr, silero = "rapidocr-onnxruntime", "silero-vad"
-    yield Source("PP-OCRv4 orientation", _member(ocr, "ch_ppocr_mobile_v2.0_cls_infer.onnx"), {"x": (1, 3, 48, 192)})
-    yield Source("PP-OCRv4 detection", _member(ocr, "ch_PP-OCRv4_det_infer.onnx"), {"x": (1, 3, 320, 320)})
-    yield Source("PP-OCRv4 recognition", _member(ocr, "ch_PP-OCRv4_rec_infer.onnx"), {"x": (1, 3, 48, 320)})
-    yield Source("Magika", _member("magika", "standard_v3_3/model.onnx"))
+    yield Source("PP-OCRv4 orientation", member(ocr, "ch_ppocr_mobile_v2.0_cls_infer.onnx"), {"x": (1, 3, 48, 192)})
+    yield Source("PP-OCRv4 detection", member(ocr, "ch_PP-OCRv4_det_infer.onnx"), {"x": (1, 3, 320, 320)})
+    yield Source("PP-OCRv4 recognition", member(ocr, "ch_PP-OCRv4_rec_infer.onnx"), {"x": (1, 3, 48, 320)})
+    yield Source("Magika", member("magika", "standard_v3_3/model.onnx"))
     sound = {"input": (1, 576), "state": (2, 1, 128)}
-    yield Source("Silero VAD", _member(silero, "silero_vad.onnx"), sound, {"sr": 16_000})
-    yield Source("Silero VAD 16 kHz", _member(silero, "silero_vad_16k_op15.onnx"), sound, {"sr": 16_000})
+    yield Source("Silero VAD", member(silero, "silero_vad.onnx"), sound, {"sr": 16_000})
+    yield Source("Silero VAD 16 kHz", member(silero, "silero_vad_16k_op15.onnx"), sound, {"sr": 16_000})
 
 
-def _member(package: str, file: str) -> Callable[[], Path]:
+def member(package: str, file: str) -> Callable[[], Path]:
+    """Takes one file out of a wheel, which is downloaded once."""
+
     def make() -> Path:
         place = CACHE / package / file
         if not place.is_file():

@@ -1,0 +1,157 @@
+"""joulec beside every installed INT8 quantizer, on the same models and data, judged and timed in the same run.
+
+    make bench                                        (trained digits, ONNX Runtime's quantizers; two minutes)
+    make bench-int8                                   (everything, peers installed; writes docs/int8.md; an hour)
+    python benchmarks/int8 --cases Magika --tools joulec nncf --no-write
+
+Every tool gets the same float ONNX model and the same calibration rows and runs at its defaults, in a process and an
+environment of its own, under a time and a memory limit. joulec may use the metric and one point of accuracy, as
+`--max-drop 0.01` says; it never sees the test rows but through the metric. Speed is the float model's time over the
+result's, both under ONNX Runtime on the CPU with one thread, batch 1, in interleaved runs; above 1 is faster than the
+model that came in. `optimized` is that model after joulec's exact passes alone: what is due to INT8 is beyond that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cases import Case, Missing, cases
+from peers import PEERS, result
+
+from joulec.key import cpu, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "bench-int8"
+RESULTS = ROOT / "benchmarks" / "results" / "int8.json"
+PAGE = ROOT / "docs" / "int8-benchmark.md"
+JUDGE = Path(__file__).with_name("judge.py")
+JOULEC, OPTIMIZED, BUDGET, SECONDS = "joulec", "optimized", "0.01", 900.0
+
+
+def one(case: Case, tools: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Every tool on one model."""
+    try:
+        place = case.folder(BUILD)
+    except Missing as reason:
+        return {"missing": str(reason)}
+    found = {tool: quantized(tool, place, seconds) for tool in tools}
+    made = {tool: str(output(tool, place)) for tool in tools if "error" not in found[tool]}
+    for tool, path in made.items():
+        found[tool] |= result([sys.executable, str(JUDGE), str(place), path], seconds, place)
+        print(f"  {case.name:18} {tool:20} {summary(found[tool])}", flush=True)
+    for tool in (tool for tool in tools if tool not in made):
+        print(f"  {case.name:18} {tool:20} {found[tool]['error']}", flush=True)
+    return found
+
+
+def output(tool: str, place: Path) -> Path:
+    """Where a tool's model lies."""
+    return place / tool / "model.onnx"
+
+
+def quantized(tool: str, place: Path, seconds: float) -> dict[str, Any]:
+    """One tool's result on one model, and what it cost."""
+    model, data = place / "float.onnx", place / "calibration.npz"
+    output(tool, place).parent.mkdir(exist_ok=True)
+    if tool == OPTIMIZED:
+        return result([*ours("simplify"), str(model), str(output(tool, place))], seconds, place)
+    if tool == JOULEC:
+        metric = ["--metric", f"{place / 'metric.py'}:accuracy"] if (place / "metric.py").is_file() else []
+        drop = BUDGET if metric else "none"
+        order = [str(model), "-o", str(place / tool), "--data", str(data), *metric, "--max-drop", drop, "--remeasure"]
+        return result([*ours("optimize"), *order], seconds, place)
+    peer = next(peer for peer in PEERS if peer.name == tool)
+    return peer.quantize(model, data, output(tool, place), seconds)
+
+
+def ours(command: str) -> list[str]:
+    """joulec's command line, which prints its cost as the workers of the peers do."""
+    return [sys.executable, str(Path(__file__).with_name("ours.py")), command]
+
+
+def summary(found: dict[str, Any]) -> str:
+    """One tool's result on one line."""
+    if "ratio" not in found:
+        return str(found.get("error", "?"))
+    cost = f"{found['seconds']:>6.0f} s {found['peak_mib']:>6.0f} MiB"
+    kernels = f"{found['integer']:>3} integer kernels"
+    return f"{_points(found)}  {found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f})  {kernels}  {cost}"
+
+
+def _points(found: dict[str, Any]) -> str:
+    if found.get("accuracy") is None:
+        return "not judged"
+    return f"{100 * (found['accuracy'] - found['baseline']):+.2f} points"
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(data: dict[str, Any]) -> str:
+    """The results as a page of tables."""
+    numbered = ", ".join(f"{name} {version}" for name, version in data["versions"].items() if version)
+    parts = [
+        "# INT8 side by side",
+        "Written by `make bench-int8`; `benchmarks/int8` says what is measured and how.",
+        f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
+        "Speed is against the model that came in, one thread, batch 1; **bold** is the fastest within one point of "
+        "accuracy, ~~struck out~~ what loses more. `k` counts the integer kernels that ONNX Runtime really runs.",
+    ]
+    for name, found in data["models"].items():
+        parts.append(f"## {name}")
+        parts.append(f"Left out: {found['missing']}." if "missing" in found else _table(found))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(found: dict[str, Any]) -> str:
+    best = max((one["ratio"] for tool, one in found.items() if _valid(one) and tool != OPTIMIZED), default=0.0)
+    rows = ["| tool | accuracy | speed | k | build |", "| --- | --- | --- | --- | --- |"]
+    for tool, one in found.items():
+        if "ratio" not in one:
+            rows.append(f"| {tool} | | {one.get('error', '?').replace('|', '/')} | | |")
+            continue
+        speed = f"{one['ratio']:.2f}x ({one['low']:.2f}-{one['high']:.2f})"
+        speed = f"**{speed}**" if _valid(one) and one["ratio"] == best else speed if _valid(one) else f"~~{speed}~~"
+        cost = f"{one['seconds']:.0f} s, {one['peak_mib']:.0f} MiB"
+        rows.append(f"| {tool} | {_points(one)} | {speed} | {one['integer']} | {cost} |")
+    return "\n".join(rows)
+
+
+def _valid(one: dict[str, Any]) -> bool:
+    """Whether it runs and loses at most the budget."""
+    judged = one.get("accuracy")
+    return "ratio" in one and (judged is None or one["baseline"] - judged <= float(BUDGET))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, print, and keep the numbers with what they were measured on."""
+    known = [JOULEC, OPTIMIZED, *(peer.name for peer in PEERS)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", help="parts of names; all by default")
+    parser.add_argument("--tools", nargs="+", choices=known, default=known)
+    parser.add_argument("--install", action="store_true", help="make the environments of peers that have none")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit of one tool on one model")
+    parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
+    given = parser.parse_args(arguments)
+    peers = [peer for peer in PEERS if peer.name in given.tools]
+    for peer in peers if given.install else ():
+        peer.install()
+    chosen = [case for case in cases() if not given.cases or any(part in case.name for part in given.cases)]
+    models = {case.name: one(case, given.tools, given.seconds) for case in chosen}
+    if given.no_write:
+        return
+    numbers = versions() | {peer.name: peer.version() for peer in peers if peer.packages}
+    kept = {"command": "make bench-int8", "cpu": cpu(), "versions": numbers, "models": models}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(kept), encoding="utf-8")
+    print(f"\n{RESULTS.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
