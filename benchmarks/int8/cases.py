@@ -1,7 +1,7 @@
-"""The models that `benchmarks/int8` quantizes, each with data to calibrate with and, where it is trained, data to judge by.
+"""The models that `benchmarks/int8` quantizes, with data to calibrate with and, where they are trained, to judge by.
 
-Every case is a folder: `float.onnx`, `calibration.npz` (one array an input), and for trained models `test.npz` (the same
-and the labels `y`) with `metric.py:accuracy`. Keras models that are trained here are those of `models.py`.
+Every case is a folder: `float.onnx`, `calibration.npz` (one array an input), and for trained models `test.npz` (the
+same and the labels `y`) with `metric.py:accuracy`.
 """
 
 from __future__ import annotations

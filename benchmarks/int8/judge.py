@@ -17,7 +17,7 @@ import onnxruntime as ort
 import joulec
 from joulec.data import load_metric
 
-INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 """How the operators of ONNX Runtime's integer kernels begin."""
 
 
@@ -41,7 +41,7 @@ def integer_kernels(model: Path) -> int:
         for node in graphs.pop().node:
             count[node.op_type] += 1
             graphs += [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-    return sum(number for op, number in count.items() if op.startswith(INTEGER))
+    return sum(number for op, number in count.items() if op.startswith(INTEGER) and op != "DynamicQuantizeLinear")
 
 
 def accuracy(model: Path, metric: Path) -> float | None:

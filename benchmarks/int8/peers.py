@@ -1,4 +1,4 @@
-"""The quantizers that joulec is compared with, each in an environment of its own: they ask for different onnx versions."""
+"""The quantizers that joulec is compared with, each in its own environment: they ask for different onnx versions."""
 
 from __future__ import annotations
 

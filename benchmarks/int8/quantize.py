@@ -96,7 +96,9 @@ def modelopt(model: Path, data: Path, out: Path) -> None:
 
     with np.load(data, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    quantize(str(model), calibration_data=arrays, calibration_eps=["cpu"], output_path=str(out), high_precision_dtype="fp32")
+    quantize(
+        str(model), calibration_data=arrays, calibration_eps=["cpu"], output_path=str(out), high_precision_dtype="fp32"
+    )
 
 
 def olive(model: Path, data: Path, out: Path) -> None:
@@ -115,9 +117,10 @@ def olive(model: Path, data: Path, out: Path) -> None:
 
     data_config = DataConfig(name="calibration", dataloader_config=DataComponentConfig(type="bench_rows"))
     folder = out.with_suffix(".olive")
+    cpu = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
     run({
         "input_model": {"type": "ONNXModel", "model_path": str(model)},
-        "systems": {"here": {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}},
+        "systems": {"here": {"type": "LocalSystem", "accelerators": [cpu]}},
         "host": "here", "target": "here", "data_configs": [data_config],
         "passes": {"quantize": {"type": "OnnxStaticQuantization", "data_config": "calibration"}},
         "output_dir": str(folder), "no_artifacts": True,

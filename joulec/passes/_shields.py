@@ -53,7 +53,7 @@ def _channels(node: ir.Node) -> tuple[int, int] | None:
     weight = constant_tensor(node.inputs[1])
     if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2:
         return None
-    rows, columns = int(weight.shape[0]), int(weight.shape[1])
+    rows, columns, *_ = (int(dim) for dim in weight.shape.numpy())
     if node.op_type == "Gemm":
         return (0 if attribute(node, "transA", 0) else 1), (columns if attribute(node, "transB", 0) else rows)
     return 1, rows if node.op_type == "ConvTranspose" else columns * int(attribute(node, "group", 1))
