@@ -125,7 +125,7 @@ class Build:
     def run(self, one: Backend, key: str | None, place: Path | None) -> tuple[Report, Module]:
         """Compile for one target and write the artefact."""
         base = tracked(self.lowered.module) if self.request.orders.prunes else self.lowered.module
-        inputs = self._inputs(base, one)
+        inputs = replace(self._inputs(base, one), journal=self._journal(key, one.target.name))
         energy = EnergyModel(profile_for(self.request.device, one.target.device, self.request.threads), one.target.name)
         recorded = self._recorded(key, one.target.name)
         compiler = Compiler(
@@ -196,6 +196,15 @@ class Build:
         if key is None or self.remeasure:
             return None
         return recording.cached(key, target, self.request.orders.spelled())
+
+    def _journal(self, key: str | None, target: str) -> Path | None:
+        """Where a search of this very build notes what it finds; a new one where everything is to be measured anew."""
+        if key is None:
+            return None
+        file = recording.cache_folder("search") / f"{key}-{target}.json"
+        if self.remeasure:
+            file.unlink(missing_ok=True)
+        return file
 
     def _report(self, compiled: Compiled, one: Backend, inputs: Inputs, energy: EnergyModel) -> Report:
         base, request = self.lowered.module, self.request

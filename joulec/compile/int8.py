@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import onnx_ir as ir
 
 from joulec.compile.bench import Bench, Verdict, why_unchanged
+from joulec.compile.journal import Journal
 from joulec.compile.search import Proposal, Search
 from joulec.decisions import Decisions
 from joulec.errors import JoulecError
@@ -17,6 +18,7 @@ from joulec.fidelity import too_few
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.passes import spelling
+from joulec.passes._calibration_file import module_digest
 from joulec.passes._quantizers import QUANTIZERS
 from joulec.passes.base import Pass
 from joulec.passes.calibrate import Calibrate
@@ -155,6 +157,8 @@ class _Trials:
         self._deadline = time.monotonic() + bench.orders.search_seconds
         self._made: dict[tuple[tuple[str, int], ...], _Tried] = {}
         self._search: Search | None = None
+        path = bench.inputs.journal
+        self._journal = Journal(path, "" if path is None else module_digest(floating))
         self.tried: list[_Tried] = []
 
     @property
@@ -189,16 +193,34 @@ class _Trials:
     def _judged(self, proposal: Proposal, outcome: Outcome, timed: bool) -> _Tried:
         bench = self._bench
         try:
-            verdict = None if bench.inputs.judge is None else bench.verdict(outcome.module)
+            verdict = None if bench.inputs.judge is None else self._verdict(proposal, outcome.module)
             reason = None if verdict is None else self._too_inaccurate(verdict)
             if reason is not None or not timed:
                 return _Tried(proposal, outcome, reason, None, verdict, reason is None)
-            bench.progress("timing INT8 against float", None)
-            paired = bench.time(self._floating, outcome.module)
+            paired = self._timing(proposal, outcome.module)
         except JoulecError as error:
             return _Tried(proposal, outcome, str(error))
         slow = None if paired.faster else f"INT8 would run at {paired} the speed of float"
         return _Tried(proposal, outcome, slow, paired, verdict, True)
+
+    def _verdict(self, proposal: Proposal, module: Module) -> Verdict:
+        what = f"verdict of {spelling.spell_pass(proposal.quantize)}"
+        known = self._journal.recall(what, "drop", "bound", "samples")
+        if known is not None and known["drop"] is not None:
+            return Verdict(module, **known)
+        found, judge = self._bench.verdict(module), self._bench.inputs.judge
+        if judge is not None and not judge.blind:
+            self._journal.note(what, drop=found.drop, bound=found.bound, samples=found.samples)
+        return found
+
+    def _timing(self, proposal: Proposal, module: Module) -> Paired:
+        what = f"timing of {spelling.spell_pass(proposal.quantize)}"
+        if (known := self._journal.recall(what, *Paired.__dataclass_fields__)) is not None:
+            return Paired(**known)
+        self._bench.progress("timing INT8 against float", None)
+        found = self._bench.time(self._floating, module)
+        self._journal.note(what, **asdict(found))
+        return found
 
     def _too_inaccurate(self, verdict: Verdict) -> str | None:
         judge, budget = self._bench.inputs.judge, self._bench.orders.max_drop
@@ -264,13 +286,15 @@ class _Trials:
         usable = full is not None and self._bench.can_time and time.monotonic() < self._deadline
         if self._search is None and full is not None and usable:
             arguments = self._floating, self._prepare(Quantize()).module, full.outcome.module, self._deadline
-            self._search = Search(self._bench, *arguments, insist=bool(self._bench.orders.int8))
+            insist = bool(self._bench.orders.int8)
+            self._search = Search(self._bench, *arguments, journal=self._journal, insist=insist)
         return self._search
 
     # -- what is said ---------------------------------------------------------------------------------------
 
     def note(self, kept: _Tried | None) -> None:
         """Put every set that was tried on record, and say what the data cannot promise."""
+        self._journal.close()
         budget, verdict = self._bench.orders.max_drop, None if kept is None else kept.verdict
         self._bench.book.points += [self._point(one, one is kept) for one in self.tried if one.verdict or one.paired]
         samples = None if verdict is None else verdict.samples

@@ -109,6 +109,7 @@ class Inputs:
         obstacle: why the input model does not run here, or None. Where it does not, there are no probes, and nothing
             is compared, timed, calibrated or judged.
         cache: folder where calibrations are kept by content, or None.
+        journal: file in which a search notes what it has measured, so that it can go on there, or None.
     """
 
     feeds: Feeds | None
@@ -117,3 +118,4 @@ class Inputs:
     judge: Judge | None
     obstacle: str | None = None
     cache: Path | None = None
+    journal: Path | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.compile.bench import Bench
+from joulec.compile.journal import Journal
 from joulec.compile.kernels import Kernels
 from joulec.compile.noise import LOUDEST, Noise
 from joulec.compile.partition import LARGEST, Gain, best_blocks
@@ -77,12 +78,15 @@ class Search:
         calibrated: the same with ranges.
         full: the same with all blocks quantized.
         deadline: `time.monotonic()` after which no more is measured.
+        journal: what was found by a search that was cut off.
         insist: INT8 was ordered, faster or not: what blocks take in float counts as what INT8 can save.
     """
 
     def __init__(
-        self, bench: Bench, floating: Module, calibrated: Module, full: Module, deadline: float, insist: bool = False
-    ) -> None:
+        self, bench: Bench, floating: Module, calibrated: Module, full: Module, deadline: float, journal: Journal,
+        insist: bool = False,
+    ) -> None:  # fmt: skip
+        self._journal = journal
         self._bench, self._floating, self._calibrated, self._deadline = bench, floating, calibrated, deadline
         self.blocks = _blocks(bench, calibrated)
         self._sizes = self._elements()
@@ -150,12 +154,20 @@ class Search:
             if self.late:
                 break
             bench.progress("how much each operator costs in accuracy", count / len(order))
-            found[index] = self._alone(index, noise)
+            found[index] = self._known(index, noise)
         usual = float(np.quantile(list(found.values()), 0.75)) if found else 0.0
         self._noise = [
             found.get(index, usual if block.kind == "compute" else 0.0) for index, block in enumerate(self.blocks)
         ]
         return self._noise
+
+    def _known(self, index: int, noise: Noise) -> float:
+        what = f"noise of {pattern(self.blocks[index])}"
+        if (known := self._journal.recall(what, "noise")) is not None:
+            return float(known["noise"])
+        found = self._alone(index, noise)
+        self._journal.note(what, noise=found)
+        return found
 
     def _alone(self, index: int, noise: Noise) -> float:
         others = [self.blocks[other] for other in self._computing() if other != index]
