@@ -7,8 +7,8 @@
 Every tool gets the same float ONNX model and the same calibration rows and runs at its defaults, in a process and an
 environment of its own, under a time and a memory limit. joulec may use the metric and one point of accuracy, as
 `--max-drop 0.01` says; it never sees the test rows but through the metric. Speed is the float model's time over the
-result's, both under ONNX Runtime on the CPU with one thread, batch 1, in interleaved runs; above 1 is faster than the
-model that came in. `optimized` is that model after joulec's exact passes alone: what is due to INT8 is beyond that.
+result's, all under ONNX Runtime on the CPU with one thread, batch 1, in turns in one process; above 1 is faster than
+the model that came in. `optimized` is that model after joulec's exact passes alone: what is due to INT8 is beyond that.
 """
 
 from __future__ import annotations
@@ -35,18 +35,24 @@ JOULEC, OPTIMIZED, BUDGET, SECONDS = "joulec", "optimized", "0.01", 900.0
 
 
 def one(case: Case, tools: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Every tool on one model."""
+    """Every tool on one model; all results are timed in turns."""
     try:
         place = case.folder(BUILD)
     except Missing as reason:
         return {"missing": str(reason)}
-    found = {tool: quantized(tool, place, seconds) for tool in tools}
-    made = {tool: str(output(tool, place)) for tool in tools if "error" not in found[tool]}
-    for tool, path in made.items():
-        found[tool] |= result([sys.executable, str(JUDGE), str(place), path], seconds, place)
+    judge, baseline = [sys.executable, str(JUDGE)], place / "float.onnx"
+    score = result([*judge, "accuracy", str(place), str(baseline)], seconds, place)["accuracy"]
+    found = {}
+    for tool in tools:
+        found[tool] = quantized(tool, place, seconds) | {"baseline": score}
+        if "error" not in found[tool]:
+            found[tool] |= result([*judge, "accuracy", str(place), str(output(tool, place))], seconds, place)
+        print(f"  {case.name:18} {tool:20} {found[tool].get('error', 'quantized')}", flush=True)
+    made = [tool for tool in tools if "error" not in found[tool]]
+    timed = result([*judge, "speed", str(place), *(str(output(tool, place)) for tool in made)], seconds, place)
+    for tool, one in zip(made, timed["models"], strict=True):
+        found[tool] |= one
         print(f"  {case.name:18} {tool:20} {summary(found[tool])}", flush=True)
-    for tool in (tool for tool in tools if tool not in made):
-        print(f"  {case.name:18} {tool:20} {found[tool]['error']}", flush=True)
     return found
 
 
@@ -81,7 +87,15 @@ def summary(found: dict[str, Any]) -> str:
         return str(found.get("error", "?"))
     cost = f"{found['seconds']:>6.0f} s {found['peak_mib']:>6.0f} MiB"
     kernels = f"{found['integer']:>3} integer kernels"
-    return f"{_points(found)}  {found['ratio']:.2f}x ({found['low']:.2f} to {found['high']:.2f})  {kernels}  {cost}"
+    return f"{_points(found)}  {found['ratio']:.2f}x {_interval(found)}  joulec {_behind(found)}  {kernels}  {cost}"
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return f"({found['low']:.2f}-{found['high']:.2f})"
+
+
+def _behind(found: dict[str, Any]) -> str:
+    return f"{found['behind']:.2f}x ({found['behind_low']:.2f}-{found['behind_high']:.2f})"
 
 
 def _points(found: dict[str, Any]) -> str:
@@ -101,7 +115,8 @@ def page(data: dict[str, Any]) -> str:
         "Written by `make bench-int8`; `benchmarks/int8` says what is measured and how.",
         f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
         "Speed is against the model that came in, one thread, batch 1; **bold** is the fastest within one point of "
-        "accuracy, ~~struck out~~ what loses more. `k` counts the integer kernels that ONNX Runtime really runs.",
+        "accuracy, ~~struck out~~ what loses more. `joulec` says how much faster joulec's result is than this "
+        "one, in the same run. `k` counts the integer kernels that ONNX Runtime really runs.",
     ]
     for name, found in data["models"].items():
         parts.append(f"## {name}")
@@ -111,15 +126,16 @@ def page(data: dict[str, Any]) -> str:
 
 def _table(found: dict[str, Any]) -> str:
     best = max((one["ratio"] for tool, one in found.items() if _valid(one) and tool != OPTIMIZED), default=0.0)
-    rows = ["| tool | accuracy | speed | k | build |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| tool | accuracy | speed | joulec | k | build |", "| --- | --- | --- | --- | --- | --- |"]
     for tool, one in found.items():
         if "ratio" not in one:
-            rows.append(f"| {tool} | | {one.get('error', '?').replace('|', '/')} | | |")
+            rows.append(f"| {tool} | | {one.get('error', '?').replace('|', '/')} | | | |")
             continue
-        speed = f"{one['ratio']:.2f}x ({one['low']:.2f}-{one['high']:.2f})"
+        speed = f"{one['ratio']:.2f}x {_interval(one)}"
         speed = f"**{speed}**" if _valid(one) and one["ratio"] == best else speed if _valid(one) else f"~~{speed}~~"
         cost = f"{one['seconds']:.0f} s, {one['peak_mib']:.0f} MiB"
-        rows.append(f"| {tool} | {_points(one)} | {speed} | {one['integer']} | {cost} |")
+        behind = "" if tool == JOULEC else _behind(one)
+        rows.append(f"| {tool} | {_points(one)} | {speed} | {behind} | {one['integer']} | {cost} |")
     return "\n".join(rows)
 
 

@@ -1,6 +1,7 @@
-"""Accuracy and speed of one quantized model beside the float model it was made from, and its integer kernels.
+"""Accuracy, integer kernels and speed of quantized models beside the float model they were made from.
 
-    python judge.py CASE_FOLDER MODEL.onnx
+    python judge.py accuracy CASE_FOLDER MODEL.onnx              (one model: a crash takes no other along)
+    python judge.py speed CASE_FOLDER MODEL.onnx MODEL.onnx ...  (all in turns, in one process)
 """
 
 from __future__ import annotations
@@ -10,15 +11,23 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
-import joulec
-from joulec.data import load_metric
+from joulec.data import load_feeds, load_metric
+from joulec.ir.lower import lower
+from joulec.ir.runner import LocalRunner
+from joulec.ir.session import SessionOptions
+from joulec.payoff import summarize
 
 INTEGER = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 """How the operators of ONNX Runtime's integer kernels begin."""
+
+LOADS, SECONDS, LEAST = 6, 2.5, 40
+"""Fresh sessions of every model, seconds a model, and rounds of a load at least."""
 
 
 def session(model: Path, **options: str) -> ort.InferenceSession:
@@ -44,24 +53,57 @@ def integer_kernels(model: Path) -> int:
     return sum(number for op, number in count.items() if op.startswith(INTEGER) and op != "DynamicQuantizeLinear")
 
 
-def accuracy(model: Path, metric: Path) -> float | None:
-    """The case's metric, None where the model is not trained."""
-    if not metric.is_file():
-        return None
-    opened = session(model)
+def accuracy(place: Path, model: Path) -> dict[str, Any]:
+    """The case's metric (None where the model is not trained), integer kernels and bytes of one model."""
+    metric, opened = place / "metric.py", session(model)
     names = [output.name for output in opened.get_outputs()]
-    return load_metric(f"{metric}:accuracy")(lambda feed: dict(zip(names, opened.run(names, dict(feed)), strict=True)))
+    score = None
+    if metric.is_file():
+        judge = load_metric(f"{metric}:accuracy")
+        score = judge(lambda feed: dict(zip(names, opened.run(names, dict(feed)), strict=True)))
+    return {"accuracy": score, "integer": integer_kernels(model), "bytes": model.stat().st_size}
 
 
-def main(place: str, model: str) -> None:
-    """Print everything about one model."""
-    base, made, metric = Path(place, "float.onnx"), Path(model), Path(place, "metric.py")
-    timed = joulec.measure(made, base, data=Path(place, "calibration.npz"))
-    found = {
-        "accuracy": accuracy(made, metric), "baseline": accuracy(base, metric), "integer": integer_kernels(made),
-        "ratio": timed.ratio, "low": timed.low, "high": timed.high, "ms": timed.candidate_ms,
-        "bytes": made.stat().st_size,
-    }  # fmt: skip
+def speed(place: Path, models: list[Path]) -> list[dict[str, Any]]:
+    """For every model: how much faster it is than the float model, and than the first of all models."""
+    base = lower(place / "float.onnx").module
+    modules = [base, *(lower(model).module for model in models)]
+    feed = load_feeds(place / "calibration.npz", base.inputs()).head(1)[0]
+    times = _in_turns(modules, feed)
+    found = []
+    for column in range(1, len(modules)):
+        float_model = summarize([timed[:, [0, column]] for timed in times], 1)
+        first = summarize([timed[:, [column, 1]] for timed in times], 1)
+        found.append(
+            {
+                "ratio": float_model.ratio, "low": float_model.low, "high": float_model.high,
+                "ms": float_model.candidate_ms, "behind": first.ratio, "behind_low": first.low,
+                "behind_high": first.high,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _in_turns(modules: list[Any], feed: Any) -> list[Any]:
+    """Seconds, one array (rounds, models) a load; every load opens the sessions in another order."""
+    loads = []
+    with LocalRunner() as runner:
+        for load in range(LOADS):
+            order = np.roll(np.arange(len(modules)), load)
+            handles = [runner.load(modules[index], options=SessionOptions(1)) for index in order]
+            warm = runner.time(handles, feed, rounds=4)
+            rounds = max(LEAST, int(SECONDS * len(modules) / LOADS / float(np.min(warm.sum(axis=1)))))
+            timed = runner.time(handles, feed, rounds=min(rounds, 20_000))
+            for handle in handles:
+                runner.unload(handle)
+            loads.append(timed[:, np.argsort(order)])
+    return loads
+
+
+def main(what: str, place: str, *models: str) -> None:
+    """Print what was asked for."""
+    paths = [Path(model) for model in models]
+    found: Any = accuracy(Path(place), paths[0]) if what == "accuracy" else {"models": speed(Path(place), paths)}
     print("RESULT " + json.dumps(found))
 
 

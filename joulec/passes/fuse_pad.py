@@ -1,4 +1,4 @@
-"""fuse-pad: zero padding moves into the convolution behind it."""
+"""fuse-pad: zero padding moves into the convolution or the pooling behind it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import numpy as np
 import onnx_ir as ir
 
 from joulec.ir import walk
+from joulec.ir.module import Module
 from joulec.ir.rewrite import Refused, Rewriter
-from joulec.ir.rules import Rule
+from joulec.ir.rules import Rule, apply_rules
 from joulec.ir.values import attribute, constant, input_at, rank
-from joulec.passes.base import Context, RulePass
+from joulec.passes._zerosigns import ZeroSigns
+from joulec.passes.base import Context, Pass, PassResult
 
 
 @dataclass(frozen=True)
-class FusePad(RulePass):
-    """Move a Pad with zeros on spatial dimensions into the pads of the Conv behind it."""
+class FusePad(Pass):
+    """Move a Pad with zeros on spatial dimensions into the Conv behind it, or the MaxPool of no negatives."""
 
-    def rules(self, context: Context) -> list[Rule]:
-        """One rule."""
-        return [PadIntoConv()]
+    def run(self, module: Module, context: Context) -> PassResult:
+        """Apply both rules everywhere: main graph, subgraphs and functions."""
+        rewriter = Rewriter(module, self.pass_name())
+        apply_rules(rewriter, [PadIntoConv(), PadIntoMaxPool(ZeroSigns(module))])
+        return PassResult.of(rewriter)
 
 
 class PadIntoConv(Rule):
@@ -34,17 +38,74 @@ class PadIntoConv(Rule):
             return
         if node.outputs[0].is_graph_output() or not all(_is_data_of_conv(user, node.outputs[0]) for user in users):
             raise Refused("the padded tensor is used by other operators too")
-        if attribute(node, "mode", "constant") != "constant":
-            raise Refused(f"it pads in mode '{attribute(node, 'mode')}'")
-        if not _pads_zero(node):
-            raise Refused("it pads with another value than zero")
-        begins, ends = _spatial_pads(node)
-        wider = [_wider(user, begins + ends) for user in users]
+        _give(node, users, [_wider(user, _zeros_around(node)) for user in users], rewriter)
+
+
+class PadIntoMaxPool(Rule):
+    """MaxPool(Pad(x, zeros)) -> MaxPool(x) with larger pads, where x is nowhere below zero.
+
+    What MaxPool pads by itself never wins, and neither does a zero beside numbers from 0 up, of which every window
+    holds one as long as pads are smaller than the kernel. Only the sign of a zero can differ, which must not show.
+    """
+
+    ops = ("Pad",)
+
+    def __init__(self, zeros: ZeroSigns) -> None:
+        self._zeros = zeros
+
+    def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
+        users = [usage.node for usage in node.outputs[0].uses()]
+        if not users or not all(walk.is_onnx(user, "MaxPool") for user in users) or node.outputs[0].is_graph_output():
+            return
+        if not _never_negative(node.inputs[0]):
+            raise Refused("MaxPool reads numbers that may be below the zeros around them")
+        added = _zeros_around(node)
+        wider = [_wider(user, added) for user in users]
         for user, pads in zip(users, wider, strict=True):
-            rewriter.set_attribute(user, "pads", pads)
-            rewriter.set_attribute(user, "auto_pad", None)
-            rewriter.set_input(user, 0, node.inputs[0])
-        rewriter.erase(node)
+            self._check(user, pads)
+        _give(node, users, wider, rewriter)
+
+    def _check(self, pool: ir.Node, pads: list[int]) -> None:
+        kernel = attribute(pool, "kernel_shape", ())
+        if len(pool.outputs) > 1 or attribute(pool, "ceil_mode", 0) or set(attribute(pool, "dilations", (1,))) != {1}:
+            raise Refused("the MaxPool has indices, dilations or rounds its size up")
+        if any(pad >= size for pad, size in zip(pads, [*kernel, *kernel], strict=True)):
+            raise Refused("a window could hold nothing but padding")
+        if not self._zeros.hidden(pool.outputs[0]):
+            raise Refused("somebody may see the sign of a zero")
+
+
+def _never_negative(value: ir.Value | None) -> bool:
+    """Whether the operator that makes `value`, of float numbers, gives none below zero."""
+    made = None if value is None else value.producer()
+    if made is None or value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
+        return False
+    if walk.is_onnx(made, "Clip"):
+        low = attribute(made, "min") if "min" in made.attributes else constant(input_at(made, 1))
+        return low is not None and bool(np.all(np.asarray(low) >= 0))
+    return walk.is_onnx(made, "Relu", "Sigmoid", "HardSigmoid", "Abs", "Softplus")
+
+
+def _give(node: ir.Node, users: list[ir.Node], pads: list[list[int]], rewriter: Rewriter) -> None:
+    for user, wider in zip(users, pads, strict=True):
+        rewriter.set_attribute(user, "pads", wider)
+        rewriter.set_attribute(user, "auto_pad", None)
+        rewriter.set_input(user, 0, node.inputs[0])
+    rewriter.erase(node)
+
+
+def _zeros_around(node: ir.Node) -> list[int]:
+    """How many zeros the Pad puts at the begin and at the end of each spatial dimension.
+
+    Raises:
+        Refused: it does something else.
+    """
+    if attribute(node, "mode", "constant") != "constant":
+        raise Refused(f"it pads in mode '{attribute(node, 'mode')}'")
+    if not _pads_zero(node):
+        raise Refused("it pads with another value than zero")
+    begins, ends = _spatial_pads(node)
+    return begins + ends
 
 
 def _is_data_of_conv(user: ir.Node, value: ir.Value) -> bool:
@@ -57,9 +118,9 @@ def _wider(conv: ir.Node, added: list[int]) -> list[int]:
     Raises:
         Refused: it chooses its pads by itself.
     """
-    auto = attribute(conv, "auto_pad", "NOTSET")
+    name, auto = conv.op_type, attribute(conv, "auto_pad", "NOTSET")
     if auto not in ("NOTSET", "VALID"):
-        raise Refused(f"the Conv pads by itself (auto_pad {auto})")
+        raise Refused(f"the {name} pads by itself (auto_pad {auto})")
     own = attribute(conv, "pads") if auto == "NOTSET" else None
     return [int(a + b) for a, b in zip([0] * len(added) if own is None else own, added, strict=True)]
 

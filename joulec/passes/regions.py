@@ -56,8 +56,8 @@ def _reads_skip(block: Block) -> bool:
 class _Support:
     """The fixpoint: which blocks are held in the set by the integers around them.
 
-    A block is useful if its result reaches an operator that computes. Moving integers loses nothing, so integers
-    that are there already are moved as far as they go; arithmetic rounds once more, so it must be useful.
+    A block is useful if its result reaches an operator that computes. Integers that are there already are moved as
+    far as they go, and two of them added; other arithmetic rounds once more, so it must be useful.
     """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
@@ -109,7 +109,7 @@ class _Support:
         made = [self._made_by_kept(value) for value in block.inputs]
         near = [one or id(value) in self.computed_on for one, value in zip(made, block.inputs, strict=True)]
         integers = all(near) or (any(near) and _rest_is_small(block.inputs, near))
-        if integers and (useful or (block.kind in ("movement", "rescale") and all(made))):
+        if integers and (useful or (all(made) and _costs_nothing(block))):
             return True
         return block.node.op_type in LAYOUT and useful and self._all_read_by_kept(block.output)
 
@@ -119,6 +119,14 @@ class _Support:
 
     def _all_read_by_kept(self, value: ir.Value) -> bool:
         return self.kept_readers[id(value)] == len(value.uses()) and not value.is_graph_output()
+
+
+def _costs_nothing(block: Block) -> bool:
+    """Whether integers may go on through `block` although nobody computes on them behind it.
+
+    Moving them loses nothing, and a sum of two is turned into floats once, where two operands are turned twice.
+    """
+    return block.kind in ("movement", "rescale") or (block.node.op_type == "Add" and len(block.operands) == 2)
 
 
 SMALL = 16

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fusion_kit import build, fuse, numbers, ops, unchanged
 
+from joulec.ir.module import Module
 from joulec.passes.fuse_pad import FusePad
 
 W = {"w": numbers(6, 4, 3, 3), "wide": numbers(6, 4, 5, 2)}
@@ -130,3 +131,45 @@ def test_attributes_of_a_function_refuse_one_node_and_not_the_pass() -> None:
     result = fuse(module, FusePad())
     assert ops(module) == ["f", "Conv"]
     assert {r.reason for r in result.refusals} == {"attribute 'pads' of Conv refers to a function attribute"}
+
+
+POOL = "(float[N,4,8,8] x) => (float[N,6,p1,q1] y)"
+ROUND = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+
+
+def pooled(first: str, pool: str, pads: np.ndarray = ROUND, tail: str = "c = Conv(m, w) y = Softmax<axis=1>(c)") -> Module:
+    return build(f"{POOL} {{ r = {first} t = Pad(r, p) m = {pool}(t) {tail} }}", w=numbers(6, 4, 1, 1), p=pads)
+
+
+@pytest.mark.parametrize("first", ["Relu(x)", "Sigmoid(x)", "Abs(x)", "Clip(x, low, high)"])
+@pytest.mark.parametrize("pool", ["kernel_shape=[3,3], strides=[2,2]", "kernel_shape=[2,3]", "kernel_shape=[4,4], pads=[1,0,2,1]"])
+def test_zeros_around_no_negatives_move_into_a_pooling(first: str, pool: str) -> None:
+    limits = {"low": np.float32(0), "high": np.float32(6)} if "Clip" in first else {}
+    text = f"{POOL} {{ r = {first} t = Pad(r, p) m = MaxPool<{pool}>(t) c = Conv(m, w) y = Sigmoid(c) }}"
+    module = build(text, w=numbers(6, 4, 1, 1), p=ROUND, **limits)
+    fuse(module, FusePad())
+    assert ops(module) == [first.split("(")[0], "MaxPool", "Conv", "Sigmoid"]
+
+
+@pytest.mark.parametrize(
+    ("first", "pool", "pads", "reason"),
+    [
+        ("Elu(x)", "MaxPool<kernel_shape=[3,3]>", ROUND, "MaxPool reads numbers that may be below the zeros around them"),
+        ("Relu(x)", "MaxPool<kernel_shape=[2,2]>", 2 * ROUND, "a window could hold nothing but padding"),
+        ("Relu(x)", "MaxPool<kernel_shape=[2,2], pads=[1,1,1,1]>", ROUND, "a window could hold nothing but padding"),
+        ("Relu(x)", "MaxPool<kernel_shape=[3,3], ceil_mode=1>", ROUND, "the MaxPool has indices, dilations or rounds its size up"),
+        ("Relu(x)", "MaxPool<kernel_shape=[3,3], dilations=[2,2]>", ROUND, "the MaxPool has indices, dilations or rounds its size up"),
+        ("Relu(x)", "MaxPool<kernel_shape=[3,3], auto_pad=\"SAME_UPPER\">", ROUND, "the MaxPool pads by itself (auto_pad SAME_UPPER)"),
+    ],
+)
+def test_a_pooling_that_could_see_the_zeros_keeps_them(first: str, pool: str, pads: np.ndarray, reason: str) -> None:
+    assert reason in unchanged(pooled(first, pool, pads), FusePad())
+
+
+def test_a_zero_whose_sign_shows_stays() -> None:
+    """1 / m tells -0.0 from 0.0."""
+    module = build(
+        "(float[N,4,8,8] x) => (float[N,4,p1,q1] y) { r = Relu(x) t = Pad(r, p) m = MaxPool<kernel_shape=[3,3]>(t) y = Reciprocal(m) }",
+        p=ROUND,
+    )
+    assert unchanged(module, FusePad()) == {"somebody may see the sign of a zero"}

@@ -73,7 +73,7 @@ def test_a_clip_is_swallowed_only_around_zero(low: float, swallowed: int) -> Non
         ),
         ("a = Conv(x, w) g = GlobalAveragePool(x) e = Exp(g) m = Mul(a, e) y = Conv(m, w)", ["Conv", "Mul", "Conv"]),
         ("a = Conv(x, w) e = Exp(x) m = Mul(a, e) y = Conv(m, w)", ["Conv", "Conv"]),
-        ("a = Conv(x, w) b = Conv(x, w) y = Add(a, b)", ["Conv", "Conv"]),
+        ("a = Conv(x, w) b = Conv(x, w) y = Add(a, b)", ["Conv", "Conv", "Add"]),
         ("a = Conv(x, w) b = Add(a, x) c = Transpose<perm=[0,1,3,2]>(b) y = Exp(c)", ["Conv"]),
         ("a = Conv(x, w) b = Add(a, w) y = Conv(b, w)", ["Conv", "Add", "Conv"]),
         ("a = Conv(x, w) b = MaxPool<kernel_shape=[1,1]>(a) y = Exp(b)", ["Conv", "MaxPool"]),
