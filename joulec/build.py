@@ -17,11 +17,13 @@ from joulec.backends import Backend, artefact, backend
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.data import data_fingerprint, held_out, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
-from joulec.energy import EnergyModel, profile_for
+from joulec.energy import DeviceProfile, EnergyModel, profile_for
 from joulec.energy.bind import bind, still_open
+from joulec.energy.profile import DEFAULT
 from joulec.errors import CheckError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.lower import Lowered
+from joulec.ir.machine import cpu_name
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import external_files
 from joulec.ir.runner import LocalRunner, Runner
@@ -130,7 +132,7 @@ class Build:
         recorded = self._recorded(key, one.target.name)
         compiler = Compiler(
             base, one, self.request.orders, inputs, self.runner, energy, self.request.threads, recorded,
-            self.observers, self.progress,
+            self.observers, self.progress, self._is_here(energy.profile),
         )  # fmt: skip
         compiled = compiler.compile()
         report = self._report(compiled, one, inputs, energy)
@@ -139,6 +141,15 @@ class Build:
         if recorded is None and key is not None and (problem := recording.remember(key, compiled.decisions)):
             report = replace(report, notes=(*report.notes, problem))
         return report, compiled.module
+
+    def _is_here(self, profile: DeviceProfile) -> bool:
+        """Whether a profile that the user named stands for this machine, so that times measured here hold for it."""
+        if self.request.device is None:
+            return True
+        made = profile.calibration
+        return profile == profile_for(None, DEFAULT["cpu"], self.request.threads) or (
+            made is not None and made.machine == cpu_name()
+        )
 
     def _inputs(self, base: Module, one: Backend) -> Inputs:
         request = self.request

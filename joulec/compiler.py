@@ -10,6 +10,7 @@ from joulec.compile.exact import droppable, optimize_exactly
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
+from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
 from joulec.describe import step_report
 from joulec.errors import BudgetError
@@ -47,9 +48,10 @@ class Compiler(Bench):
         """
         self.book = Book()
         module = self._fitted(self._ordered() if self.orders.passes is not None else self._chosen())
-        paired = None if self.recorded else self.against_input(module)
-        if paired is not None and paired.slower and not self.orders.given:
-            module, paired = self._undone(module, paired)
+        worth = None if self.recorded else self.against_input(module)
+        if worth is not None and worth.worse and not self.orders.given:
+            module, worth = self._undone(module, worth)
+        paired = None if worth is None else worth.paired
         score = self._within_budget(module)
         book = self.book
         if (fixed := bound(self, module)) is not None:
@@ -105,18 +107,18 @@ class Compiler(Bench):
             return said + f"but {why_unchanged(outcome)}"
         return said + f"zeros save storage when compressed, no energy on {self.backend.target.name}"
 
-    def _undone(self, module: Module, paired: Paired) -> tuple[Module, Paired]:
-        """The legal module alone, where all that was chosen together is slower than the input and it is not."""
+    def _undone(self, module: Module, worth: Worth) -> tuple[Module, Worth]:
+        """The legal module alone, where all that was chosen together is worse than the input and it is not."""
         legal, book = self._legalized, self.book
         alone = self.against_input(legal.module)
-        if alone is None or alone.slower:
-            return module, paired
-        reason = f"all together would run at {paired} the speed of the input"
+        if alone.worse:
+            return module, worth
+        reason = f"all together {worth.would('the input')}"
         book.dropped += [step_report(step, reason) for step in book.steps[len(legal.steps) :]]
         book.steps, book.int8 = list(legal.steps), None
         book.choices = [one for one in book.choices if one.what != LAYOUT]
         book.excluded = [spelling.spell_pass(one) for one in droppable(self)]
-        book.choose("all passes", False, reason, paired)
+        book.choose("all passes", False, reason, worth)
         return legal.module, alone
 
     def _within_budget(self, module: Module) -> float | None:

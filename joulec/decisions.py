@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from joulec.backends.artefact import read_json
 from joulec.backends.base import write_json
@@ -132,7 +131,16 @@ def cache_folder(what: str) -> Path:
     return Path(root) / "joulec" / what
 
 
-def decision_of(what: str, kept: bool, ordered: bool, reason: str, **measured: Any) -> Decision:
+def decision_of(
+    what: str, kept: bool, ordered: bool, reason: str, basis: str | None = None, **numbers: float | None
+) -> Decision:
     """A decision with its numbers rounded to what they mean, so that a rebuild writes the same text."""
-    rounded = {name: None if value is None else round(float(value), 4) for name, value in measured.items()}
-    return Decision(what, kept, ordered, reason, **rounded)
+    rounded = {name: _rounded(name, value) for name, value in numbers.items()}
+    return Decision(what, kept, ordered, reason, basis=basis, **rounded)
+
+
+def _rounded(name: str, value: float | None) -> float | None:
+    """Joules to four digits, ratios and points to four places."""
+    if value is None:
+        return None
+    return float(f"{value:.4g}") if name.startswith("saved") else round(float(value), 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ def model(tmp_path: Path) -> Module:
 def compiler(
     model: Module, seconds: Callable[[Module], float] = lambda module: 1.0, judge: Judge | None = None,
     data: Sequence[Any] | None = None, target: str = "cpu", recorded: Decisions | None = None,
-    obstacle: str | None = None, **orders: Any,
+    obstacle: str | None = None, energy: EnergyModel = ENERGY, sizes: dict[str, Any] | None = None, here: bool = True,
+    **orders: Any,
 ) -> Compiler:  # fmt: skip
     given = feeds(8) if data is None else list(data)
     probes = [] if obstacle else given[:2] or feeds(2)
-    inputs = Inputs(Feeds.of(given) if given else None, probes, {}, judge, obstacle)
+    inputs = Inputs(Feeds.of(given) if given else None, probes, sizes or {}, judge, obstacle)
     return Compiler(
-        model, backend(target), Orders(**orders), inputs, PricedRunner(seconds), ENERGY, recorded=recorded
+        model, backend(target), Orders(**orders), inputs, PricedRunner(seconds), energy, recorded=recorded, here=here
     )
 
 
@@ -128,7 +130,6 @@ def test_a_lighter_quantization_is_kept_where_only_it_fits_the_budget(model: Mod
         ({"int8": False}, "forbidden by --no-int8"),
         ({"data": []}, "no calibration data: --data would unlock INT8"),
         ({"target": "cuda"}, "cuda has no integer kernels"),
-        ({"target": "tensorrt"}, "joulec cannot measure tensorrt here"),
         ({"obstacle": "it fails"}, "the input model does not run here"),
     ],
 )
@@ -159,6 +160,70 @@ def test_pruning_that_could_not_be_carried_out_is_not_called_done(tmp_path: Path
     pruning = decision(compiled, "pruning")
     assert (pruning.kept, pruning.ordered) == (False, True)
     assert pruning.reason.startswith("ordered: sparsity 0.5; but ")
+
+
+# -- where the device is not at hand ---------------------------------------------------------------------------------
+
+T4 = EnergyModel(load_profile("t4"), "tensorrt")
+
+
+def test_int8_for_a_device_that_is_not_here_is_chosen_by_a_predicted_saving_beyond_its_interval(tmp_path: Path) -> None:
+    large = lower(cnn(tmp_path / "large.onnx", width=256)).module
+    made = compiler(large, target="tensorrt", energy=T4, sizes={"N": 64})
+    compiled = made.compile()
+    assert is_quantized(compiled.module)
+    kept = decision(compiled, "INT8")
+    assert (kept.kept, kept.basis, kept.ratio) == (True, "predicted", None)
+    assert 0 < kept.saved_low < kept.saved < kept.saved_high
+    assert "per inference" in kept.reason and kept.reason.endswith("less against float, as predicted for t4")
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 0
+    again = compiler(large, target="tensorrt", energy=T4, sizes={"N": 64}, recorded=compiled.decisions).compile()
+    assert operators(again.module) == operators(compiled.module)
+
+
+def test_a_predicted_saving_within_its_interval_is_no_detectable_change_and_no_change(tmp_path: Path) -> None:
+    large = lower(cnn(tmp_path / "large.onnx", width=256)).module
+    vague = {name: replace(one, low=0.0, high=1e4 * one.high) for name, one in T4.profile.energy.items()}
+    nobody_knows = EnergyModel(replace(T4.profile, energy=vague, _found={}), "tensorrt")
+    compiled = compiler(large, target="tensorrt", energy=nobody_knows, sizes={"N": 64}).compile()
+    assert not is_quantized(compiled.module)
+    dropped = decision(compiled, "INT8")
+    assert (dropped.kept, dropped.basis) == (False, "predicted")
+    assert dropped.saved_low < 0 < dropped.saved_high
+    assert dropped.reason.startswith("the model stays float: INT8 would bring no detectable change in energy (-")
+
+
+def test_the_accuracy_budget_binds_what_a_prediction_would_choose(tmp_path: Path) -> None:
+    large = lower(cnn(tmp_path / "large.onnx", width=256)).module
+    judge = Scripted(lambda module: 0.5 if is_quantized(module) else 1.0)
+    compiled = compiler(large, judge=judge, target="tensorrt", energy=T4, sizes={"N": 64}, search_seconds=0.0).compile()
+    assert not is_quantized(compiled.module)
+    assert "it drops 0.5000" in decision(compiled, "INT8").reason
+
+
+def test_times_of_this_machine_decide_nothing_for_another_device(model: Module) -> None:
+    """INT8 would be ten times as fast here, and the passes ten times as slow: neither counts."""
+    made = compiler(model, lambda module: 0.1 if is_quantized(module) else float("Identity" in operators(module)), here=False)
+    compiled = made.compile()
+    assert isinstance(made.runner, PricedRunner) and made.runner.timed == 0
+    assert compiled.decisions.latency is None and compiled.decisions.excluded == ()
+    assert {choice.basis for choice in compiled.decisions.decisions} == {"predicted"}
+
+
+def test_a_trifle_decides_nothing_however_certain_its_coefficients_are() -> None:
+    """One unit of a single coefficient more, in a thousand: its interval excludes zero."""
+    from joulec.compile.worth import predicted
+    from joulec.energy import Estimate
+    from joulec.energy.price import Bounds
+
+    def estimate(amount: float) -> Estimate:
+        bounds = {"launch": Bounds(1.0, 0.9, 1.1)}
+        return Estimate(amount, amount / 3, amount * 3, "estimated", "cpu", (), terms={"launch": amount}, coefficients=bounds)
+
+    assert not predicted(estimate(1000.0), estimate(1001.0)).worse
+    assert not predicted(estimate(1001.0), estimate(1000.0)).better
+    assert predicted(estimate(1000.0), estimate(1100.0)).worse
+    assert predicted(estimate(1100.0), estimate(1000.0)).better
 
 
 # -- orders ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_whole_blocks_that_are_not_faster_are_dropped_and_said(model: Module, al
     compiled = compiler(model, aligned).compile()
     assert (width(compiled.module), layout(compiled)) == (12, [False])
     assert compiled.decisions.dropped[0].spelling == "align-channels"
-    assert "the speed without" in str(compiled.decisions.dropped[0].reason)
+    assert "the speed of the model without" in str(compiled.decisions.dropped[0].reason)
 
 
 @pytest.mark.parametrize("aligned", [1.0, 3.0])

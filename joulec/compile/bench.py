@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from joulec.backends.base import Backend
 from joulec.compile.orders import Inputs, Orders
+from joulec.compile.worth import Worth, measured, predicted
 from joulec.decisions import Decisions, decision_of
 from joulec.describe import step_report
 from joulec.energy.bind import still_open
-from joulec.energy.model import EnergyModel
+from joulec.energy.model import EnergyModel, Estimate
 from joulec.fidelity import bound
 from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
@@ -19,7 +20,7 @@ from joulec.ir.session import SessionOptions
 from joulec.passes.base import Context, Pass
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
-from joulec.payoff import Paired, confirm_slower, time_pair
+from joulec.payoff import confirm_slower, time_pair
 from joulec.report.data import Decision, Point, StepReport
 
 
@@ -58,12 +59,13 @@ class Book:
         self.dropped += [step_report(step, reason) for step in outcome.steps]
 
     def choose(
-        self, what: str, kept: bool, reason: str, paired: Paired | None = None, drop: float | None = None,
+        self, what: str, kept: bool, reason: str, worth: Worth | None = None, drop: float | None = None,
         ordered: bool = False,
     ) -> None:  # fmt: skip
-        """Record a decision with what was measured for it."""
-        numbers = {} if paired is None else {"ratio": paired.ratio, "low": paired.low, "high": paired.high}
-        self.choices.append(decision_of(what, kept, ordered, reason, drop=drop, **numbers))
+        """Record a decision with what was measured, or predicted, for it."""
+        numbers = {} if worth is None else worth.numbers()
+        basis = None if worth is None else worth.basis
+        self.choices.append(decision_of(what, kept, ordered, reason, basis, drop=drop, **numbers))
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Bench:
         recorded: decisions to repeat instead of measuring.
         observers: told about passes.
         progress: told about measurements.
+        here: whether the device that is compiled for and priced is this machine.
     """
 
     base: Module
@@ -110,6 +113,7 @@ class Bench:
     recorded: Decisions | None = None
     observers: Sequence[Observer] = ()
     progress: Callable[[str, float | None], None] = lambda message, fraction: None
+    here: bool = True
     book: Book = field(default_factory=Book, init=False)
     _verdicts: dict[int, Verdict] = field(default_factory=dict, init=False)
 
@@ -137,7 +141,7 @@ class Bench:
             cache=self.inputs.cache,
         )
 
-    # -- time -----------------------------------------------------------------------------------------------
+    # -- what a change is worth -----------------------------------------------------------------------------
 
     @property
     def can_time(self) -> bool:
@@ -145,27 +149,31 @@ class Bench:
 
     @property
     def times_target(self) -> bool:
-        """Whether what is measured here holds for the target."""
-        return self.can_time and self.backend.target.name == "cpu"
+        """Whether what is measured here holds for the target, and for the device that is priced."""
+        return self.can_time and self.here and self.backend.target.name == "cpu"
 
-    def time(self, base: Module, candidate: Module) -> Paired:
-        """Both modules side by side, as the backend would ship them."""
-        pair = self.backend.finished(base), self.backend.finished(candidate)
-        return time_pair(self.runner, *pair, self.inputs.probes[0], self.options())
+    def weigh(self, before: Module, after: Module, *, raw: bool = False, confirm: bool = False) -> Worth:
+        """What it is worth to ship `after` instead of `before`: everything that joulec chooses is chosen by this.
 
-    def slower(self, base: Module, candidate: Module) -> Paired | None:
-        """The timing if it shows, and a longer one confirms, that the candidate is slower."""
-        pair = self.backend.finished(base), self.backend.finished(candidate)
-        paired = confirm_slower(self.runner, *pair, self.inputs.probes[0], self.options())
-        return paired if paired.slower else None
-
-    def against_input(self, module: Module) -> Paired | None:
-        """The whole build against the input model as it came, which this machine can time for the CPU only."""
+        Args:
+            before: what is compared with; as the backend would ship it, or as it is where `raw`.
+            after: the module in question.
+            confirm: where `after` is measured to be slower, measure again, three times as long.
+        """
         if not self.times_target:
-            return None
-        self.progress("timing the result against the input", None)
-        shipped, feed = self.backend.finished(module), self.inputs.probes[0]
-        return confirm_slower(self.runner, self.base, shipped, feed, self.options())
+            return predicted(self._priced(before), self._priced(after))
+        pair = before if raw else self.backend.finished(before), self.backend.finished(after)
+        time = confirm_slower if confirm else time_pair
+        return measured(time(self.runner, *pair, self.inputs.probes[0], self.options()))
+
+    def _priced(self, module: Module) -> Estimate:
+        return self.energy.estimate(module, still_open(module, self.inputs.shapes))
+
+    def against_input(self, module: Module) -> Worth:
+        """The whole build against the input model as it came."""
+        if self.times_target:
+            self.progress("timing the result against the input", None)
+        return self.weigh(self.base, module, raw=True, confirm=True)
 
     def options(self) -> SessionOptions:
         """How sessions of this target are opened."""

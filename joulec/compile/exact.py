@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from joulec.compile.bench import Bench, applied
+from joulec.compile.worth import Worth
 from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes.base import Pass
 from joulec.passes.default import exact_passes
 from joulec.passes.pipeline import Observer, Outcome, Step
-from joulec.payoff import Paired
 
 
 @dataclass
@@ -35,13 +35,12 @@ def optimize_exactly(bench: Bench, legal: Module) -> Module:
         trail = _Trail()
         passes = [one for one in droppable(bench) if spelling.spell_pass(one) not in excluded]
         outcome = bench.run(passes, legal, trail)
-        slower = None if bench.recorded else _slower(bench, legal, outcome)
-        if slower is None:
+        worth = None if bench.recorded else _weighed(bench, legal, outcome)
+        if worth is None or not worth.worse:
             break
         culprit = _culprit(bench, legal, outcome, trail)
-        bench.book.choose(
-            "pass " + culprit, False, f"{culprit} made the model slower: {slower} the speed without", slower
-        )
+        said = f"the model with {culprit} {worth.would('the one without')}"
+        bench.book.choose(f"pass {culprit}", False, said, worth)
         excluded.append(culprit)
     if bench.recorded is None and (drop := bench.rounding(outcome.module)) is not None:
         excluded = [spelling.spell_pass(one) for one in droppable(bench)]
@@ -53,19 +52,20 @@ def optimize_exactly(bench: Bench, legal: Module) -> Module:
     return outcome.module
 
 
-def _slower(bench: Bench, legal: Module, outcome: Outcome) -> Paired | None:
-    if not bench.can_time or not applied(outcome):
+def _weighed(bench: Bench, legal: Module, outcome: Outcome) -> Worth | None:
+    if not applied(outcome):
         return None
-    bench.progress("timing the exact passes", None)
-    return bench.slower(legal, outcome.module)
+    if bench.times_target:
+        bench.progress("timing the exact passes", None)
+    return bench.weigh(legal, outcome.module, confirm=True)
 
 
 def _culprit(bench: Bench, legal: Module, outcome: Outcome, trail: _Trail) -> str:
-    """The first pass after which the module is slower, by bisection over the passes that changed it."""
+    """The first pass after which the module is worse, by bisection over the passes that changed it."""
     changed = applied(outcome)
     low, high = 0, len(changed) - 1
     while low < high:
         middle = (low + high) // 2
-        slower = bench.time(legal, trail.modules[changed[middle]]).slower
-        low, high = (low, middle) if slower else (middle + 1, high)
+        worse = bench.weigh(legal, trail.modules[changed[middle]]).worse
+        low, high = (low, middle) if worse else (middle + 1, high)
     return outcome.steps[changed[low]].spelling

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from joulec.compile.bench import Bench, Verdict, why_unchanged
 from joulec.compile.journal import Journal
 from joulec.compile.search import Proposal, Search
+from joulec.compile.worth import Worth, measured
 from joulec.decisions import Decisions
 from joulec.errors import JoulecError
 from joulec.fidelity import too_few
@@ -40,7 +41,7 @@ class _Tried:
     proposal: Proposal
     outcome: Outcome
     reason: str | None
-    paired: Paired | None = None
+    worth: Worth | None = None
     verdict: Verdict | None = None
     accurate: bool = False
 
@@ -81,8 +82,6 @@ def _why_not(bench: Bench) -> str | None:
         return "the input model does not run here, so it cannot be calibrated"
     if bench.inputs.feeds is None and not (bench.orders.int8 and target.name == "cpu"):
         return "no calibration data: --data would unlock INT8"
-    if bench.orders.int8 is None and target.name != "cpu" and bench.recorded is None:
-        return f"joulec cannot measure {target.name} here, so it does not choose INT8 by itself; --int8 orders it"
     return None
 
 
@@ -122,25 +121,30 @@ def _insist(bench: Bench, floating: Module) -> Module:
 
 
 def _try_all(bench: Bench, floating: Module) -> Module:
-    """The fastest quantization within the budget that is faster than float, or none."""
+    """The best quantization within the budget that is better than float, or none."""
     trials = _Trials(bench, floating)
-    for quantize in QUANTIZATIONS:
+    for quantize in _ways(bench):
         trials.attempt(Proposal(quantize))
     trials.search()
     tried = trials.best or trials.tried[0]
-    outcome, paired, drop = tried.outcome, tried.paired, tried.drop
-    if tried.reason is not None or paired is None:
-        reason = tried.reason or "not timed"
+    outcome, worth, drop = tried.outcome, tried.worth, tried.drop
+    if tried.reason is not None or worth is None:
+        reason = tried.reason or "not weighed"
         bench.book.drop(outcome, reason)
-        bench.book.choose("INT8", False, f"the model stays float: {reason}", paired, drop)
+        bench.book.choose("INT8", False, f"the model stays float: {reason}", worth, drop)
         trials.note(None)
         return floating
     bench.book.keep(outcome)
     _record(bench, tried, True)
     lost = "" if drop is None else f", drop {drop:.4f}"
-    bench.book.choose("INT8", True, f"{paired} the speed of float{lost}", paired, drop)
+    bench.book.choose("INT8", True, f"{worth.said('float')}{lost}", worth, drop)
     trials.note(tried)
     return outcome.module
+
+
+def _ways(bench: Bench) -> tuple[Pass, ...]:
+    """Those that the target has kernels for: only the CPU provider finds ranges at each run."""
+    return QUANTIZATIONS if bench.backend.target.name == "cpu" else QUANTIZATIONS[:-1]
 
 
 def _record(bench: Bench, tried: _Tried, changed: bool) -> None:
@@ -163,12 +167,12 @@ class _Trials:
 
     @property
     def best(self) -> _Tried | None:
-        """The fastest of those that pay; the first of equals."""
-        paying = [(one.paired.ratio, one) for one in self.tried if one.reason is None and one.paired is not None]
+        """The best of those that pay; the first of equals."""
+        paying = [(one.worth.rank, one) for one in self.tried if one.reason is None and one.worth is not None]
         return max(paying, key=lambda pair: pair[0])[1] if paying else None
 
     def attempt(self, proposal: Proposal, timed: bool = True) -> _Tried:
-        """Quantize as proposed, judge the result, and (where that is within the budget) time it against float."""
+        """Quantize as proposed, judge the result, and (where that is within the budget) weigh it against float."""
         before = self._prepare(proposal.quantize)
         made = proposal.explained(self._bench.run([proposal.quantize], before.module))
         outcome = replace(made, steps=(*before.steps, *made.steps), notes=(*before.notes, *made.notes))
@@ -197,11 +201,11 @@ class _Trials:
             reason = None if verdict is None else self._too_inaccurate(verdict)
             if reason is not None or not timed:
                 return _Tried(proposal, outcome, reason, None, verdict, reason is None)
-            paired = self._timing(proposal, outcome.module)
+            worth = self._weighed(proposal, outcome.module)
         except JoulecError as error:
             return _Tried(proposal, outcome, str(error))
-        slow = None if paired.faster else f"INT8 would run at {paired} the speed of float"
-        return _Tried(proposal, outcome, slow, paired, verdict, True)
+        reason = None if worth.better else f"INT8 {worth.would('float')}"
+        return _Tried(proposal, outcome, reason, worth, verdict, True)
 
     def _verdict(self, proposal: Proposal, module: Module) -> Verdict:
         what = f"verdict of {spelling.spell_pass(proposal.quantize)}"
@@ -213,13 +217,16 @@ class _Trials:
             self._journal.note(what, drop=found.drop, bound=found.bound, samples=found.samples)
         return found
 
-    def _timing(self, proposal: Proposal, module: Module) -> Paired:
+    def _weighed(self, proposal: Proposal, module: Module) -> Worth:
+        if not self._bench.times_target:
+            return self._bench.weigh(self._floating, module)
         what = f"timing of {spelling.spell_pass(proposal.quantize)}"
         if (known := self._journal.recall(what, *Paired.__dataclass_fields__)) is not None:
-            return Paired(**known)
+            return measured(Paired(**known))
         self._bench.progress("timing INT8 against float", None)
-        found = self._bench.time(self._floating, module)
-        self._journal.note(what, **asdict(found))
+        found = self._bench.weigh(self._floating, module)
+        if found.paired is not None:
+            self._journal.note(what, **asdict(found.paired))
         return found
 
     def _too_inaccurate(self, verdict: Verdict) -> str | None:
@@ -274,7 +281,7 @@ class _Trials:
     def _timed(self, proposal: Proposal) -> _Tried:
         """What was judged before, timed too."""
         tried = self.attempt(proposal, timed=False)
-        if not tried.accurate or tried.paired is not None:
+        if not tried.accurate or tried.worth is not None:
             return tried
         again = self._judged(tried.proposal, tried.outcome, True)
         self.tried[self.tried.index(tried)] = again
@@ -296,7 +303,7 @@ class _Trials:
         """Put every set that was tried on record, and say what the data cannot promise."""
         self._journal.close()
         budget, verdict = self._bench.orders.max_drop, None if kept is None else kept.verdict
-        self._bench.book.points += [self._point(one, one is kept) for one in self.tried if one.verdict or one.paired]
+        self._bench.book.points += [self._point(one, one is kept) for one in self.tried if one.verdict or one.worth]
         samples = None if verdict is None else verdict.samples
         if budget is None or samples is None or (needed := too_few(samples, budget)) is None:
             return
@@ -304,7 +311,8 @@ class _Trials:
         self._bench.book.doubts.append(f"{said}: that takes {needed}")
 
     def _point(self, tried: _Tried, kept: bool) -> Point:
-        verdict, paired, module = tried.verdict, tried.paired, tried.outcome.module
+        verdict, module = tried.verdict, tried.outcome.module
+        paired = None if tried.worth is None else tried.worth.paired
         point = Point(*self._in_integers(module), kept=kept, reason=tried.reason)
         joules = self._bench.energy.estimate(module, self._bench.inputs.shapes).total_joules
         if verdict is not None:

@@ -14,7 +14,7 @@ def aligned(bench: Bench, module: Module) -> Module:
     """Float images in the blocks of the runtime's kernels, where that is faster here."""
     passes = [] if bench.book.int8 is not None or bench.orders.sparsity is not None else bench.backend.layouts()
     known = bench.recorded and any(one.what == LAYOUT and one.kept for one in bench.recorded.decisions)
-    if not passes or known is False or (known is None and not bench.can_time):
+    if not passes or known is False or (known is None and not bench.times_target):
         return module
     outcome = bench.run(passes, module)
     if outcome.steps[0].status != "applied" or not (known or _faster(bench, module, outcome)):
@@ -24,10 +24,10 @@ def aligned(bench: Bench, module: Module) -> Module:
 
 
 def _faster(bench: Bench, module: Module, outcome: Outcome) -> bool:
-    paired = bench.time(module, outcome.module)
-    said = f"{outcome.steps[0].spelling} runs at {paired} the speed without"
-    kept = paired.faster and bench.rounding(outcome.module) is None
-    bench.book.choose(LAYOUT, kept, said, paired)
+    worth = bench.weigh(module, outcome.module)
+    said = f"{outcome.steps[0].spelling}: {worth.said('the model without')}"
+    kept = worth.better and bench.rounding(outcome.module) is None
+    bench.book.choose(LAYOUT, kept, said, worth)
     if not kept:
         bench.book.drop(outcome, said)
     return kept

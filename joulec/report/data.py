@@ -123,6 +123,8 @@ class Decision(Data):
         reason: in plain words, with the numbers.
         ratio, low, high: measured time before over after, with its 95 % interval, where it was timed.
         drop: loss of accuracy in absolute points, where it was judged.
+        basis: `measured` or `predicted`: what decided where joulec chose by cost; None where something else did.
+        saved, saved_low, saved_high: joules saved per inference, with their paired interval, where they were predicted.
     """
 
     what: str
@@ -133,6 +135,10 @@ class Decision(Data):
     low: float | None = None
     high: float | None = None
     drop: float | None = None
+    basis: str | None = None
+    saved: float | None = None
+    saved_low: float | None = None
+    saved_high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,8 @@ def decision(found: Decision) -> str:
         measured.append(f"{found.ratio:.2f}x as fast, {found.low:.2f} to {found.high:.2f}")
     if found.drop is not None and f"{found.drop:.4f}" not in text:
         measured.append(f"accuracy drop {found.drop:.4f}")
+    if found.basis is not None and found.basis not in text:
+        measured.append(found.basis)
     return f"{text} ({'; '.join(measured)})" if measured else text
 
 
