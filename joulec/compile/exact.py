@@ -20,7 +20,8 @@ class _Trail(Observer):
     modules: list[Module] = field(default_factory=list)
 
     def after_pass(self, index: int, total: int, step: Step, module: Module) -> None:
-        self.modules.append(module)
+        same = index > 0 and step.status != "applied"
+        self.modules[index:] = [self.modules[index - 1] if same else module.clone()]
 
 
 def droppable(bench: Bench) -> list[Pass]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from joulec.errors import JoulecError
@@ -50,13 +50,16 @@ class Step:
 
 
 class Observer:
-    """Watches a pipeline: progress, timing, dumps. Override what you need; the pipeline never depends on it."""
+    """Watches a pipeline: progress, timing, dumps. Override what you need; the pipeline never depends on it.
+
+    Where what all passes made together does not hold, they run again one by one, and index begins at 0 again.
+    """
 
     def before_pass(self, index: int, total: int, one: Pass, module: Module) -> None:
         """Called before pass number `index` (from 0) of `total` runs."""
 
     def after_pass(self, index: int, total: int, step: Step, module: Module) -> None:
-        """Called when it is decided whether the pass stays; `module` is what the next pass gets."""
+        """Called when the pass is done; `module` is what the next pass gets, and may change: clone it to keep it."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,37 @@ class Pipeline:
         """Run every pass on a copy of `module`; the argument is left as it was.
 
         A pass that raises, leaves an invalid module, changes the signature, breaks a mask, or (if EXACT) changes the
-        outputs beyond tolerance is rolled back, and its step says why. O(passes x nodes) beside the passes' own work.
+        outputs beyond tolerance is rolled back, and its step says why. Several exact passes run without a look in
+        between first: their reference is the pipeline's input anyhow, so checking the end checks them all. Only if
+        that does not hold, they run again with every check after each. O(passes x nodes) beside their own work.
         """
+        return self._together(module, context) or self._one_by_one(module, context)
+
+    def _together(self, module: Module, context: Context) -> Outcome | None:
+        """What all passes make, checked at the end; None where that is not enough."""
+        exact = all(one.fidelity is Fidelity.EXACT for one in self.passes)
+        if len(self.passes) < 2 or not exact or context.excerpts:
+            return None
         run = _Run(module, context)
+        return run.outcome() if self._each(run, run.trust) and run.holds() else None
+
+    def _one_by_one(self, module: Module, context: Context) -> Outcome:
+        run = _Run(module, context)
+        self._each(run, run.step)
+        return run.outcome()
+
+    def _each(self, run: _Run, take: Callable[[Pass], Step | None]) -> bool:
+        """Take every step; False as soon as one fails."""
         total = len(self.passes)
         for index, one in enumerate(self.passes):
             for observer in self.observers:
                 observer.before_pass(index, total, one, run.module)
-            step = run.step(one)
+            if (step := take(one)) is None:
+                return False
+            run.steps.append(step)
             for observer in self.observers:
                 observer.after_pass(index, total, step, run.module)
-        return Outcome(run.module, tuple(run.steps), (*run.notes, *run.said_of_excerpts()))
+        return True
 
 
 class _Run:
@@ -191,6 +214,40 @@ class _Run:
     def _price(self, module: Module) -> Estimate | None:
         return None if self.context.energy is None else self.context.energy.estimate(module, self.context.bindings)
 
+    def outcome(self) -> Outcome:
+        """What came of it."""
+        return Outcome(self.module, tuple(self.steps), (*self.notes, *self._said_of_excerpts()))
+
+    def trust(self, one: Pass) -> Step | None:
+        """Run one pass on the module itself, without a check; None where it raises."""
+        nodes, price, start = self.module.node_count(), self.price, time.perf_counter()
+        try:
+            result = one.run(self.module, self.context)
+        except Exception:  # noqa: BLE001 - it will raise again where passes run one by one, and be rolled back and said
+            return None
+        seconds = time.perf_counter() - start
+        if result.changed:
+            infer_shapes(self.module)
+            self.price = self._price(self.module)
+        energy = None if price is None or self.price is None else (price, self.price)
+        status: Status = "applied" if result.changed else "unchanged"
+        return Step(
+            spell_pass(one), one.fidelity, status, result, seconds, (nodes, self.module.node_count()), energy
+        )  # fmt: skip
+
+    def holds(self) -> bool:
+        """Whether what trusted passes made is valid and computes the same; the last that changed it gets the deviation."""
+        last = max((i for i, step in enumerate(self.steps) if step.status == "applied"), default=None)
+        if last is None:
+            return True
+        try:
+            self.verifier.verify(self.module)
+            found = None if self.equivalence is None else self.equivalence.compare(self.module)
+        except Exception:  # noqa: BLE001 - whichever pass provoked it is found and said where they run one by one
+            return False
+        self.steps[last] = replace(self.steps[last], deviation=found)
+        return found is None or found.ok
+
     def step(self, one: Pass) -> Step:
         """Run one pass on a copy; adopt the copy if everything holds."""
         nodes, price = self.module.node_count(), self.price
@@ -201,18 +258,16 @@ class _Run:
         if reason is None:
             self._adopt(one, candidate, result.changed)
         energy = None if price is None or self.price is None else (price, self.price)
-        step = Step(
+        return Step(
             spell_pass(one), one.fidelity, status, result, tried.seconds, (nodes, self.module.node_count()),
             energy, tried.deviation, reason,
         )  # fmt: skip
-        self.steps.append(step)
-        return step
 
     def _parts(self, one: Pass) -> Callable[[PassResult], Deviation | None] | None:
         excerpts, before = self.excerpts, self.module
         return None if excerpts is None else lambda result: excerpts.compare(before, one, result, self.context)
 
-    def said_of_excerpts(self) -> list[str]:
+    def _said_of_excerpts(self) -> list[str]:
         """What was compared instead of the whole, in one line."""
         if self.excerpts is None or not (self.excerpts.compared or self.excerpts.skipped):
             return []

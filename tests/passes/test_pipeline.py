@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -169,7 +170,41 @@ def test_observers_see_every_pass(parse: Callable[..., Module]) -> None:
             seen.append(step.status)
 
     run(parse(GRAPH), Harmless(), Crashes(), observers=(Watch(),))
-    assert seen == ["0/2 harmless", "applied", "1/2 crashes", "rolled back"]
+    together, one_by_one = ["0/2 harmless", "applied", "1/2 crashes"], ["0/2 harmless", "applied", "1/2 crashes"]
+    assert seen == [*together, *one_by_one, "rolled back"]
+
+
+class Counting(LocalRunner):
+    """Counts the models it opens."""
+
+    loads = 0
+
+    def load(self, module: Module, **rest: Any) -> int:
+        self.loads += 1
+        return super().load(module, **rest)
+
+
+def loads(module: Module, *passes: Pass) -> tuple[int, Outcome]:
+    probes = [{"x": np.array([-2.0, -1.0, 0.5, 3.0], np.float32)}]
+    with Counting() as runner:
+        outcome = Pipeline(passes).run(module, Context(target=TARGET, probes=probes, runner=runner))
+        return runner.loads, outcome
+
+
+def test_exact_passes_are_compared_once_at_the_end(parse: Callable[..., Module]) -> None:
+    opened, outcome = loads(parse(GRAPH), Harmless(), Harmless(), Harmless())
+    assert opened == 2, "the input and the result"
+    assert outcome.steps[0].deviation is not None
+    assert outcome.steps[0].deviation.value == 0.0, "at the last pass that changed something"
+
+
+def test_where_the_end_does_not_hold_the_passes_run_one_by_one(parse: Callable[..., Module]) -> None:
+    opened, outcome = loads(parse(GRAPH), Harmless(), WrongNumbers(), Harmless())
+    assert [step.status for step in outcome.steps] == ["applied", "rolled back", "unchanged"]
+    assert outcome.steps[1].reason is not None
+    assert "output 'y' deviates" in outcome.steps[1].reason
+    assert opened == 2 + 3, "together: input and result; then the input, and each pass that changed something"
+    assert ops(outcome.module) == ["Neg", "Relu", "Neg", "Neg", "Neg"]
 
 
 def test_mask_broken_by_a_later_pass_is_caught(parse: Callable[..., Module]) -> None:
