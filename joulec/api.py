@@ -12,14 +12,15 @@ import joulec
 from joulec import decisions as recording
 from joulec import describe
 from joulec.backends import BACKENDS, Backend, artefact, backend
-from joulec.build import PROBES, Build, Progress, Request, Shapes, runner_for, synthetic_probes
+from joulec.build import Build, Progress, Request, Shapes, runner_for
 from joulec.compile.orders import SEARCH_SECONDS
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
-from joulec.data import load_feeds, synthetic_feeds
+from joulec.data import load_feeds, probing_feeds, synthetic_feeds
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import CheckError, InputError, UnavailableError
 from joulec.ir.equal_sizes import declare_equal_sizes
+from joulec.ir.feeds import Feeds
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
 from joulec.ir.partial import forget_names
@@ -31,7 +32,7 @@ from joulec.passes.base import Context
 from joulec.passes.default import exact_passes
 from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.excerpts import too_large
-from joulec.passes.pipeline import Observer, Outcome, Pipeline
+from joulec.passes.pipeline import PROBES, Observer, Outcome, Pipeline
 from joulec.passes.target import Target
 from joulec.report.data import Report
 
@@ -270,14 +271,23 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
     with contextlib.ExitStack() as stack:
         runner = _available_runner(stack, limits)
         large = too_large(module)
-        probes, obstacle = synthetic_probes(module, shapes, 0) if large is None else ([], large)
+        candidates, obstacle = _candidates(module, shapes) if large is None else (None, large)
         context = Context(
-            SIMPLIFY, probes=probes, obstacle=obstacle, runner=runner, bindings=shapes, excerpts=large is not None
+            SIMPLIFY, candidates=candidates, obstacle=obstacle, runner=runner, bindings=shapes,
+            excerpts=large is not None,
         )  # fmt: skip
         outcome = Pipeline(exact_passes(), observers).run(module, context)
     forget_names(outcome.module)
     declare_equal_sizes(outcome.module)
     return outcome
+
+
+def _candidates(module: Module, shapes: Shapes) -> tuple[Feeds | None, str | None]:
+    """Made-up feeds to compare outputs on, or none and why."""
+    try:
+        return probing_feeds(module.inputs(), shapes, 0), None
+    except InputError as error:
+        return None, str(error)
 
 
 def _available_runner(stack: contextlib.ExitStack, limits: Limits | None) -> Runner | None:
@@ -350,13 +360,12 @@ def verify(
     first = lower(model_file(a), trust_code=trust_code, limits=limits, custom_ops=libraries).module
     second = lower(model_file(b), trust_code=trust_code, limits=limits, custom_ops=libraries).module
     _require_same_interface(first, second)
-    feeds = (
-        synthetic_feeds(first.inputs(), shape or {}, PROBES, seed)
-        if data is None
-        else load_feeds(data, first.inputs(), shapes=shape or {}, seed=seed)
-    )
+    if data is None:
+        feeds, most = probing_feeds(first.inputs(), shape or {}, seed), PROBES
+    else:
+        feeds, most = load_feeds(data, first.inputs(), shapes=shape or {}, seed=seed), None
     with runner_for(limits) as runner:
-        return Comparison(require_equal(first, second, runner, list(feeds)), feeds.description)
+        return Comparison(require_equal(first, second, runner, feeds, most), feeds.description)
 
 
 def _require_same_interface(first: Module, second: Module) -> None:

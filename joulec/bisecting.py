@@ -14,7 +14,7 @@ import numpy as np
 from joulec.api import SIMPLIFY, model_file, writable_file
 from joulec.backends import artefact, backend
 from joulec.bisection import Bisection, Found, Search
-from joulec.build import PROBES, Progress, Shapes, runner_for
+from joulec.build import Progress, Shapes, runner_for
 from joulec.data import load_feeds, synthetic_feeds
 from joulec.errors import InputError
 from joulec.ir.feeds import Feed, Feeds
@@ -24,6 +24,7 @@ from joulec.ir.onnx_file import read
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context, Pass
 from joulec.passes.default import exact_passes
+from joulec.passes.pipeline import PROBES
 from joulec.reduction import Case
 
 if TYPE_CHECKING:

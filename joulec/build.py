@@ -32,7 +32,7 @@ from joulec.ir.sources import source_masks, tracked
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes._calibration_file import to_json as ranges_to_json
-from joulec.passes.pipeline import Observer
+from joulec.passes.pipeline import PROBES, Observer
 from joulec.report.data import Accuracy, Report
 from joulec.report.html import render
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, int | tuple[int, ...]]
 Progress = Callable[[str, float | None], None]
-
-PROBES = 2
-"""Feeds on which exact passes are compared with the module before them."""
 
 
 @dataclass(frozen=True)

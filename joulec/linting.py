@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from joulec.api import model_file, writable_file
 from joulec.backends import Backend, artefact, backend
-from joulec.build import PROBES, Shapes, runner_for, synthetic_probes
+from joulec.build import Shapes, runner_for, synthetic_probes
 from joulec.data import load_feeds
 from joulec.errors import InputError, JoulecError
 from joulec.ir.feeds import Feed
@@ -20,7 +20,7 @@ from joulec.ir.runner import Runner
 from joulec.passes._qdq_lint import ERROR, NOTE, RULES, Finding, lint
 from joulec.passes.base import Context, Pass
 from joulec.passes.equivalence import require_equal
-from joulec.passes.pipeline import Pipeline
+from joulec.passes.pipeline import PROBES, Pipeline
 
 if TYPE_CHECKING:
     from joulec.ir.sandbox import Limits

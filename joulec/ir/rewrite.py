@@ -361,9 +361,10 @@ class Rewriter:
     # -- removing -------------------------------------------------------------------------------------------
 
     def erase(self, node: ir.Node) -> None:
-        """Remove `node`; its outputs must be unused. Producers that lose their last use are revisited."""
+        """Remove `node` with its bodies; its outputs must be unused. Producers that lose a use are revisited."""
         scope = self._observe()
-        producers = [value.producer() for value in node.inputs if value is not None]
+        read = [value for value in (*node.inputs, *_release_bodies(node)) if value is not None]
+        producers = dict.fromkeys(value.producer() for value in read)
         scope.lineage.erase(node)
         scope.removed.append(record_name(node))
         _graph_of(node).remove(node, safe=True)
@@ -413,6 +414,17 @@ def _graph_of(node: ir.Node) -> ir.Graph:
     if node.graph is None:
         raise RuntimeError(f"{walk.label(node)} is in no graph")
     return node.graph
+
+
+def _release_bodies(node: ir.Node) -> list[ir.Value]:
+    """Give up the uses that the bodies of a node hold on values of graphs around it; returns these values."""
+    bodies = [inner for body in walk.subgraphs(node) for inner in [body, *body.subgraphs()]]
+    inside, captured = {id(body) for body in bodies}, []
+    for one in (one for body in bodies for one in body):
+        captured += [value for value in one.inputs if value is not None and id(value.graph) not in inside]
+        for index in range(len(one.inputs)):
+            one.replace_input_with(index, None)
+    return captured
 
 
 def _take_type(new: ir.Value, old: ir.Value) -> None:

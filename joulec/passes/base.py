@@ -49,6 +49,7 @@ class Context:
         energy: prices nodes, or None.
         progress: called as `progress(message, fraction)` by long passes; fraction is 0..1 or None.
         cache: folder where results that take long are kept by content, or None to keep none.
+        candidates: instead of probes, made-up feeds in several sizes: the first two on which the input model runs.
         excerpts: whether parts around each rewrite are compared where the whole model cannot be run.
     """
 
@@ -62,6 +63,7 @@ class Context:
     progress: Callable[[str, float | None], None] = _silent
     excerpts: bool = False
     cache: Path | None = None
+    candidates: Feeds | None = None
 
 
 @dataclass(frozen=True)

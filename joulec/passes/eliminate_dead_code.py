@@ -25,7 +25,8 @@ class EliminateDeadCode(Pass):
         while dead:
             node = dead.popleft()
             if node.graph is not None:
-                _erase(node, rewriter, dead)
+                with rewriter.rewriting("unused-node", node):
+                    rewriter.erase(node)
         _erase_initializers(module, rewriter)
         _erase_functions(module, rewriter)
         return PassResult.of(rewriter)
@@ -33,32 +34,6 @@ class EliminateDeadCode(Pass):
 
 def _is_dead(node: ir.Node) -> bool:
     return node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs)
-
-
-def _erase(node: ir.Node, rewriter: Rewriter, dead: deque[ir.Node]) -> None:
-    """Erase a dead node; values of outer graphs that only its subgraphs used may now be dead too."""
-    captured = [value for graph in walk.subgraphs(node) for value in _captured(graph)]
-    with rewriter.rewriting("unused-node", node):
-        rewriter.erase(node)
-        for graph in walk.subgraphs(node):
-            _detach(graph)
-    for value in captured:
-        producer = value.producer()
-        if producer is not None and _is_dead(producer):
-            dead.append(producer)
-
-
-def _captured(graph: ir.Graph) -> list[ir.Value]:
-    nodes = [node for inner in [graph, *graph.subgraphs()] for node in inner]
-    return [value for node in nodes for value in node.inputs if value is not None and value.graph is not graph]
-
-
-def _detach(graph: ir.Graph) -> None:
-    """Give up the uses that the body of a dead node holds on values of outer graphs."""
-    for inner in [graph, *graph.subgraphs()]:
-        for node in inner:
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
 
 
 def _erase_initializers(module: Module, rewriter: Rewriter) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,22 +51,34 @@ class Equivalence:
     """Compares modules with a reference on fixed feeds, each run through `runner`.
 
     Outputs that differ between two runs of the reference itself (random operators) are not compared.
+
+    Args:
+        runner: runs them.
+        feeds: the reference must run on each of them.
+        most: with this, `feeds` are only candidates: the first `most` on which the reference runs are taken.
     """
 
-    def __init__(self, runner: Runner, feeds: Sequence[Feed]) -> None:
+    def __init__(self, runner: Runner, feeds: Iterable[Feed], most: int | None = None) -> None:
         self._runner = runner
-        self._feeds = feeds
+        self._candidates, self._most = feeds, most
+        self._feeds: Sequence[Feed] = ()
         self._expected: list[dict[str, Array]] = []
         self._quantized = False
         self.unstable: tuple[str, ...] = ()
 
     def refer_to(self, module: Module) -> str | None:
         """Make `module` the reference; returns why it cannot be one (it does not run), or None."""
+        self._expected = []
         try:
-            first, second = self._outputs(module, 2)
+            handle = self._runner.load(module)
         except JoulecError as error:
-            self._expected = []
             return str(error)
+        try:
+            first, second = self._reference(handle)
+        except JoulecError as error:
+            return str(error)
+        finally:
+            self._runner.unload(handle)
         names = dict.fromkeys(name for outputs in first for name in outputs)
         pairs = list(zip(first, second, strict=True))
         self.unstable = tuple(n for n in names if any(deviation(a[n], b[n]) > 1e-6 for a, b in pairs))
@@ -83,19 +95,40 @@ class Equivalence:
         worst: Deviation | None = None
         if not self._expected:
             return None
-        (outputs,) = self._outputs(module, 1)
-        for expected, actual in zip(self._expected, outputs, strict=True):
+        for expected, actual in zip(self._expected, self._outputs(module), strict=True):
             for name, reference in expected.items():
                 found = Deviation(name, deviation(reference, actual[name]), self._tolerance(reference))
                 if worst is None or found.value / found.tolerance > worst.value / worst.tolerance:
                     worst = found
         return worst
 
-    def _outputs(self, module: Module, times: int) -> list[list[dict[str, Array]]]:
-        """The outputs for every feed, `times` over in one session: random operators go on, nothing else changes."""
+    def _reference(self, handle: int) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+        """Choose the feeds, and the reference's outputs for each, twice in one session: random operators go on.
+
+        Raises:
+            InputError: it runs on none of the candidates; the first one's error. Or not on all feeds.
+        """
+        kept: list[Feed] = []
+        first: list[dict[str, Array]] = []
+        problem: JoulecError | None = None
+        for feed in self._candidates:
+            if len(kept) == self._most:
+                break
+            try:
+                first.append(self._runner.run(handle, feed))
+                kept.append(feed)
+            except JoulecError as error:
+                problem = problem or error
+        if problem is not None and (self._most is None or not kept):
+            raise problem
+        self._feeds = kept
+        return first, [self._runner.run(handle, feed) for feed in kept]
+
+    def _outputs(self, module: Module) -> list[dict[str, Array]]:
+        """The outputs for every feed, in a session of its own."""
         handle = self._runner.load(module)
         try:
-            return [[self._runner.run(handle, feed) for feed in self._feeds] for _ in range(times)]
+            return [self._runner.run(handle, feed) for feed in self._feeds]
         finally:
             self._runner.unload(handle)
 
@@ -146,13 +179,15 @@ def _quantizes(module: Module) -> bool:
     return any(node.op_type in ops for node in module.model.graph.all_nodes())
 
 
-def require_equal(reference: Module, module: Module, runner: Runner, feeds: Sequence[Feed]) -> Deviation | None:
-    """Compare two modules once.
+def require_equal(
+    reference: Module, module: Module, runner: Runner, feeds: Iterable[Feed], most: int | None = None
+) -> Deviation | None:
+    """Compare two modules once; see `Equivalence`.
 
     Raises:
         InputError: the reference does not run on the feeds.
     """
-    equivalence = Equivalence(runner, feeds)
+    equivalence = Equivalence(runner, feeds, most)
     if (problem := equivalence.refer_to(reference)) is not None:
         raise InputError(problem)
     return equivalence.compare(module)

@@ -19,6 +19,9 @@ from joulec.passes.spelling import spell, spell_pass
 if TYPE_CHECKING:
     from joulec.energy.model import Estimate
 
+PROBES = 2
+"""Feeds on which exact passes are compared with the input."""
+
 Status = Literal["applied", "unchanged", "rolled back"]
 
 
@@ -200,10 +203,12 @@ class _Run:
             self.notes.append(note)
 
     def _equivalence(self) -> Equivalence | None:
-        if self.context.runner is None or not self.context.probes:
-            self._note(f"outputs were not compared: {self.context.obstacle or 'no feeds to run the model on'}")
+        context = self.context
+        if context.runner is None or not (context.probes or context.candidates):
+            self._note(f"outputs were not compared: {context.obstacle or 'no feeds to run the model on'}")
             return None
-        equivalence = Equivalence(self.context.runner, self.context.probes)
+        tried, most = (context.candidates, PROBES) if context.candidates else (context.probes, None)
+        equivalence = Equivalence(context.runner, tried, most)
         if (problem := equivalence.refer_to(self.module)) is not None:
             self._note(f"outputs were not compared: {problem}")
             return None
@@ -236,7 +241,7 @@ class _Run:
         )  # fmt: skip
 
     def holds(self) -> bool:
-        """Whether what trusted passes made is valid and computes the same; the last that changed it gets the deviation."""
+        """Whether what trusted passes made is valid and computes the same; the last change gets the deviation."""
         last = max((i for i, step in enumerate(self.steps) if step.status == "applied"), default=None)
         if last is None:
             return True

@@ -258,6 +258,21 @@ def test_a_captured_value_counts_as_used(parse: Parse) -> None:
     assert find(module, "Neg").graph is module.graph
 
 
+def test_an_erased_if_gives_up_what_its_bodies_read(parse: Parse) -> None:
+    text = """agraph (bool c, float[2] x) => (float[2] y) { e = Exp(x) f = Abs(x)
+        d = If (c) <then_branch = t () => (float[2] u) { i = Neg(e) u = Neg(i) },
+                    else_branch = s () => (float[2] v) { v = Add(e, f) }> y = Neg(x) }"""
+    rewriter = Rewriter(parse(text), "test")
+    touched: list[str] = []
+    rewriter.on_touch = lambda node: touched.append(node.op_type)
+    exp, absolute, branching, _ = rewriter.module.graph
+    with rewriter.rewriting("gone", branching):
+        rewriter.erase(branching)
+    assert not exp.outputs[0].uses()
+    assert not absolute.outputs[0].uses()
+    assert touched == ["Exp", "Abs"], "and nothing of what was inside"
+
+
 def test_names_are_fresh_across_all_graphs(parse: Parse) -> None:
     module = named(parse(BRANCHES))
     rewriter = Rewriter(module, "p")
