@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from joulec.ir.module import Module
     from joulec.ir.rewrite import Refused, Rewriter
     from joulec.ir.rules import Rule
+    from joulec.pages import Page, show
     from joulec.passes.base import Context, Fidelity, Pass, PassResult, RulePass, option
     from joulec.passes.pipeline import Observer, Outcome, Pipeline
     from joulec.training.masks import apply_masks
@@ -34,6 +35,7 @@ _HOMES = {
     "joulec.ir.module": ("Module",),
     "joulec.ir.rewrite": ("Refused", "Rewriter"),
     "joulec.ir.rules": ("Rule",),
+    "joulec.pages": ("Page", "show"),
     "joulec.passes.base": ("Context", "Fidelity", "Pass", "PassResult", "RulePass", "option"),
     "joulec.passes.pipeline": ("Observer", "Outcome", "Pipeline"),
     "joulec.training.masks": ("apply_masks",),
@@ -51,6 +53,7 @@ __all__ = [
     "Module",
     "Observer",
     "Outcome",
+    "Page",
     "Pass",
     "PassResult",
     "Pipeline",
@@ -69,6 +72,7 @@ __all__ = [
     "measure",
     "optimize",
     "option",
+    "show",
     "simplify",
     "verify",
 ]

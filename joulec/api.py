@@ -260,7 +260,7 @@ def writable_file(out: str | Path) -> Path:
     """
     destination = Path(out)
     if destination.is_dir():
-        raise InputError(f"{destination}: is a directory; name the .onnx file to write")
+        raise InputError(f"{destination}: is a directory; name the file to write")
     if not destination.absolute().parent.is_dir():
         raise InputError(f"{destination}: its folder does not exist")
     return destination

@@ -22,6 +22,7 @@ from joulec.energy.bind import bind, still_open
 from joulec.energy.profile import DEFAULT
 from joulec.errors import CheckError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
+from joulec.ir.layers import layers
 from joulec.ir.lower import Lowered
 from joulec.ir.machine import cpu_name
 from joulec.ir.module import Module
@@ -225,7 +226,9 @@ class Build:
         return replace(
             report,
             accuracy=self._accuracy(compiled, inputs),
-            energy=describe.energy_change(before, after),
+            energy=describe.energy_change(
+                before, after, layers(compiled.module, base), describe.roofs(energy.profile, after)
+            ),
             parity=None if self.lowered.parity is None else self.lowered.parity.to_json(),
             notes=(*report.notes, *_input_notes(inputs)),
         )

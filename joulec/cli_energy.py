@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
+from joulec.errors import InputError
+from joulec.report import units
+
+if TYPE_CHECKING:
+    from joulec.energy import Estimate
 
 ESTIMATE_HELP = epilog(
-    "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json"
+    "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json",
+    "joulec estimate model.onnx --html costs.html   a page to look at",
 )
 MEASURE_HELP = epilog("joulec measure build/ --against model.onnx --data calib.npz", "joulec measure model.onnx --json")
 DEVICES_HELP = epilog("joulec devices", "joulec devices h100 --json")
@@ -24,6 +30,13 @@ def estimate(
     shape: options.Shape = None,
     device: options.Device = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")] = 30,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="OUT.html", show_default=False,
+            help="Write a page to look at: where the joules go by operator and layer, and the roofline. Works offline.",
+        ),
+    ] = None,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
     memory_limit: options.MemoryLimit = None,
@@ -34,11 +47,29 @@ def estimate(
     from joulec import api
     from joulec.report import terminal
 
-    found = api.estimate(model, target, options.shapes(shape), device, limits=limits, trust_code=trust_code).to_json()
+    asked = model, target, options.shapes(shape), device
+    if html is None:
+        found = api.estimate(*asked, limits=limits, trust_code=trust_code).to_json()
+    else:
+        found = _with_page(html, *asked, limits=limits, trust_code=trust_code).to_json()
     if json:
         print_json(found)
-    else:
-        terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
+        return
+    terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
+    if html is not None:
+        terminal.place(terminal.console(), "page", html)
+
+
+def _with_page(html: Path, *asked: Any, **safety: Any) -> Estimate:
+    """The estimate, once its page is written."""
+    from joulec import api, pages
+
+    place = api.writable_file(html)
+    if place.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--html {units.safe(html)}: name a file that ends in .html")
+    found, page = pages.priced_page(*asked, **safety)
+    page.save(place)
+    return found
 
 
 def measure(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import joulec
 from joulec.backends.base import Rung
 from joulec.energy.model import Estimate, compare
+from joulec.energy.profile import DeviceProfile
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.passes.pipeline import Step
@@ -19,6 +20,7 @@ from joulec.report.data import (
     Latency,
     RefusalReport,
     Report,
+    Roofs,
     RungReport,
     Sparsity,
     StepReport,
@@ -51,12 +53,30 @@ def step_report(step: Step, dropped: str | None = None) -> StepReport:
     )
 
 
-def energy_change(before: Estimate, after: Estimate) -> EnergyChange:
+def energy_change(
+    before: Estimate, after: Estimate, layers: Mapping[str, str] | None = None, roofs: Roofs | None = None
+) -> EnergyChange:
     """Both estimates, by operator, and what the model can tell of the difference."""
     old, new = before.by_op(), after.by_op()
     names = sorted({**old, **new}, key=lambda op: (-max(old.get(op, 0.0), new.get(op, 0.0)), op))
     rows = tuple((op, old.get(op), new.get(op)) for op in names)
-    return EnergyChange(before.to_json(), after.to_json(), rows, asdict(compare(before, after)))
+    change = asdict(compare(before, after))
+    return EnergyChange(before.to_json(), after.to_json(), rows, change, dict(layers or {}), roofs)
+
+
+def roofs(profile: DeviceProfile, *estimates: Estimate) -> Roofs:
+    """The profile's peaks that at least 1 % of an estimate's operations run against, and its bandwidths."""
+    terms = [pair for one in estimates for pair in one.terms.items() if pair[0].startswith("energy:")]
+    amounts: dict[str, float] = {}
+    for term, amount in terms:
+        name = term.removeprefix("energy:").partition("+")[0]
+        amounts[name] = amounts.get(name, 0.0) + amount
+    peaks: dict[float, str] = {}
+    for name in sorted(amounts, key=lambda name: -amounts[name]):
+        if amounts[name] >= 0.01 * sum(amounts.values()):
+            peaks.setdefault(profile.peak[profile.resolve("peak", name)].value, name.removesuffix("-matrix"))
+    memory = {"DRAM": profile.memory["dram_bandwidth"].value, "cache": profile.memory["cache_bandwidth"].value}
+    return Roofs(tuple((name, peak) for peak, name in peaks.items()), tuple(memory.items()))
 
 
 def sparsity(module: Module) -> tuple[Sparsity, ...]:

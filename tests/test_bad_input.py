@@ -296,7 +296,7 @@ CLUMSY: list[tuple[tuple[str, ...], str]] = [
 
 
 SIMPLIFIED = {
-    "thesis": "thesis: is a directory; name the .onnx file to write",
+    "thesis": "thesis: is a directory; name the file to write",
     "none/out.onnx": "none/out.onnx: ",
     "pipe": "pipe: exists and is not a regular file",
     "/dev/null": "/dev/null: exists and is not a regular file",

@@ -193,18 +193,30 @@ class Latency(Data):
 
 
 @dataclass(frozen=True)
+class Roofs(Data):
+    """What bounds kernels on a device: peaks in operations per second and bandwidths in bytes per second, by name."""
+
+    compute: tuple[tuple[str, float], ...]
+    memory: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class EnergyChange(Data):
     """Predicted joules per inference, before and after, as `Estimate.to_json()` gives them.
 
     Attributes:
         by_op: rows (operator, joules before, joules after); None where nothing known has that operator.
         change: joules saved with the paired interval, and whether the model can tell (see joulec.energy).
+        layers: node of the artefact -> path of the source model's node that it stands for, where that is another one.
+        roofs: of the device that is priced, as far as the artefact uses them.
     """
 
     before: dict[str, Any]
     after: dict[str, Any]
     by_op: tuple[tuple[str, float | None, float | None], ...]
     change: dict[str, Any] | None = None
+    layers: dict[str, str] = field(default_factory=dict)
+    roofs: Roofs | None = None
 
 
 @dataclass(frozen=True)

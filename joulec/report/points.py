@@ -7,12 +7,7 @@ from dataclasses import dataclass
 
 from joulec.report import units
 from joulec.report.data import Point, Report
-
-WIDTH, HEIGHT = 620.0, 240.0
-"""Of the picture, in its own units."""
-
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 24.0, 16.0, 40.0
-"""Room around the plot for its axes."""
+from joulec.report.draw import Axis, Dot, Line, Picture, scatter
 
 MAX_POINTS = 40
 """Sets shown; the rest is in decisions.json."""
@@ -28,35 +23,6 @@ class Row:
     speed: str
     energy: str
     timed: bool
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One set in the picture."""
-
-    x: float
-    y: float
-    kind: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis, where it is and what it says."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Drop in accuracy, downwards, against speed; the float model is a dot too, `budget` the height of the budget."""
-
-    dots: tuple[Dot, ...]
-    across: tuple[Tick, ...]
-    down: tuple[Tick, ...]
-    budget: float | None
-    trail: str
 
 
 def rows(found: Sequence[Point]) -> list[Row]:
@@ -88,35 +54,45 @@ def _beats(one: Point, other: Point) -> bool:
     return faster >= 0 and nearer >= 0 and (faster > 0 or nearer > 0)
 
 
-def chart(report: Report) -> Chart | None:
-    """The picture, where at least one set was both judged and timed."""
+def front(report: Report) -> Picture | None:
+    """Drop in accuracy, downwards, against speed, where at least one set was both judged and timed."""
     timed = [one for one in report.points if one.ratio is not None and one.drop is not None]
     if not timed:
         return None
     budget = None if report.accuracy is None else report.accuracy.budget
+    across, down = _axes(timed, budget)
+    best = frontier(timed)
+    trail = sorted((one.ratio or 0.0, one.drop or 0.0) for one in best)
+    lines = [Line(tuple(trail), "trail")]
+    key = [("kept", "kept"), ("tried", "tried"), ("float", "float")]
+    if budget:
+        lines.append(Line(((across.low, budget), (across.high, budget)), "budget", "budget"))
+        key.append(("limit", "budget: drops below the line are too many"))
+    dots = [Dot(1.0, 0.0, "float", "float"), *(_dot(one, one in best) for one in timed)]
+    label = f"Drop in accuracy against speed of {units.plural(len(timed), 'set')} of operators in INT8"
+    return Picture("front", "", "", scatter(across, down, dots, lines), label, tuple(key), timed=True)
+
+
+def _axes(timed: Sequence[Point], budget: float | None) -> tuple[Axis, Axis]:
     fastest = max(1.0, *(one.ratio or 0.0 for one in timed))
     drops = [0.0, *(one.drop or 0.0 for one in timed), *([budget] if budget else [])]
     low, high = min(drops), max(max(drops), 1e-4)
-
-    def across(ratio: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * ratio / (1.05 * fastest), 1)
-
-    def down(drop: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * (drop - low) / (high - low), 1)
-
-    best = frontier(timed)
-    dots = [Dot(across(1.0), down(0.0), "float", "float")]
-    for one in timed:
-        kind, title = "kept" if one.kept else "best" if one in best else "tried", f"{one.operators} of {one.total}"
-        dots.append(Dot(across(one.ratio or 0.0), down(one.drop or 0.0), kind, f"{title} in INT8: {one.ratio:.2f}x"))
-    line = sorted((across(one.ratio or 0.0), down(one.drop or 0.0)) for one in best)
     step = 0.5 if fastest > 1.2 else 0.25
+    step *= max(1, round(fastest / (8 * step)))
     marks = [index * step for index in range(int(1.05 * fastest / step) + 1)]
-    heights = sorted({low, high, 0.0})
-    return Chart(
-        tuple(dots),
-        tuple(Tick(across(mark), f"{mark:g}x") for mark in marks),
-        tuple(Tick(down(drop), f"{drop:.4f}") for drop in heights),
-        down(budget) if budget else None,
-        " ".join(f"{x},{y}" for x, y in line),
-    )
+    across = Axis(0.0, 1.05 * fastest, "speed, float = 1x", tuple((mark, f"{mark:g}x") for mark in marks))
+    room = 0.04 * (high - low)
+    drops = [drop for drop in sorted({low, high, 0.0}) if drop in (low, high) or _apart(drop, low, high)]
+    ticks = tuple((drop, f"{drop:.4f}") for drop in drops)
+    return across, Axis(low - room, high + room, "drop in accuracy", ticks, flipped=True)
+
+
+def _apart(drop: float, low: float, high: float) -> bool:
+    """Whether a tick would not be written over another one."""
+    return min(drop - low, high - drop) > 0.08 * (high - low)
+
+
+def _dot(one: Point, best: bool) -> Dot:
+    kind = "kept" if one.kept else "best" if best else "tried"
+    said = f"{one.operators} of {one.total} in INT8: {one.ratio:.2f}x, drop {one.drop:.4f}"
+    return Dot(one.ratio or 0.0, one.drop or 0.0, kind, said, 6.0 if one.kept else 5.0)

@@ -173,6 +173,11 @@ def _places(out: Console, report: Report) -> None:
         out.print(Text(f"report    {place}/report.html"), soft_wrap=True)
 
 
+def place(out: Console, what: str, path: Path) -> None:
+    """Where something was written, whole on one line, however long, so that it can be copied."""
+    out.print(Text(f"{what}  {units.safe(path, 4000)}"), soft_wrap=True)
+
+
 _BESIDE_NODE = 64
 """Columns of the estimate's table in front of the node's name, with an operator of usual length."""
 

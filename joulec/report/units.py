@@ -44,6 +44,14 @@ def joules(value: float | None) -> str:
     return f"{digits(value / scale)} {unit}"
 
 
+def count(amount: float) -> str:
+    """Operations with a prefix: `1.18 M`."""
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if amount >= scale:
+            return f"{digits(amount / scale)} {unit}"
+    return f"{amount:.0f}"
+
+
 def size(count: int) -> str:
     """Bytes with a binary prefix: `1.5 MiB`."""
     for scale, unit in _BYTES:

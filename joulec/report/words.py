@@ -124,6 +124,33 @@ def saving(found: EnergyChange) -> str | None:
     return f"{word} {units.joules(abs(change['joules']))} per inference ({units.joules(low)} to {units.joules(high)})"
 
 
+def estimate_headline(estimate: Mapping[str, Any]) -> str:
+    """A model alone in one sentence; `estimate` is `Estimate.to_json()`."""
+    said = f"{units.joules(estimate['total_joules'])} per inference"
+    if (estimate["samples"] or 1) > 1:
+        said += f", {units.joules(estimate['joules_per_sample'])} per sample"
+    return said
+
+
+def estimate_facts(estimate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, what it is) of a model alone."""
+    nodes = [node for node in estimate["nodes"] if node["joules"]]
+    flops, moved = (sum(node[name] or 0 for node in nodes) for name in ("flops", "bytes"))
+    low, high = units.joules(estimate["low"]), units.joules(estimate["high"])
+    costliest = max(nodes, key=lambda node: float(node["joules"]), default=None)
+    facts = [
+        ("energy", units.joules(estimate["total_joules"]), f"{low} to {high}, {estimate['tier']}"),
+        ("time", units.seconds(estimate["seconds"]), "as the device profile predicts it"),
+        ("operations", units.count(flops), "per inference, a multiply-add counts as two"),
+        ("bytes moved", units.size(moved), "read and written by kernels"),
+        ("nodes", f"{len(nodes):,}", f"that cost something, of {len(estimate['nodes']):,}"),
+    ]
+    if costliest is not None:
+        part = f"{100 * costliest['joules'] / estimate['total_joules']:.0f} %"
+        facts.append(("costliest node", part, f"{units.node(costliest['name'], 40)} ({units.safe(costliest['op'])})"))
+    return facts
+
+
 def _counted(name: str, before: int, after: int, before_text: str, after_text: str) -> Fact:
     good = None if before == after else after < before
     return Fact(name, before_text, after_text, units.change(before, after), good, COUNTED)

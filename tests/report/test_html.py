@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from html.parser import HTMLParser
 
-import pytest
 from report_sample import EVIL, decisions, estimate, node, report, steps
 
-from joulec.report.data import EnergyChange, Latency, Report, RungReport, Sparsity
-from joulec.report.html import MAX_NODES, node_rows, op_bars, render, waterfall
+from joulec.report.data import EnergyChange, Latency, Report, Roofs, RungReport, Sparsity
+from joulec.report.html import MAX_NODES, node_rows, render, render_estimate
 
-VOID = {"meta", "br", "link", "img", "hr"}
+VOID = {"meta", "br", "link", "img", "hr", "line", "polyline"}
 
 
 class _Balance(HTMLParser):
@@ -28,6 +26,9 @@ class _Balance(HTMLParser):
         self.seen.add(tag)
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -112,20 +113,23 @@ def test_an_empty_report_still_gives_a_page():
     tags(page)
 
 
-def test_bars_are_as_long_as_the_largest():
-    bars = {bar.op: bar for bar in op_bars(report().energy)}
-    assert (bars["Conv"].before_width, bars["Conv"].after_width, bars["Conv"].change) == (100.0, 42.86, "−57\u00a0%")
-    assert (bars["Relu"].after_width, bars["Relu"].after, bars["Relu"].change) == (0.0, "—", "gone")
+def test_the_page_of_an_estimate_is_offline_deterministic_and_safe_too():
+    nodes = [node(f"{EVIL}/a", EVIL, 2e-3, domain=EVIL, kernel=EVIL, seconds=1e-3), node("b/c", "Conv", 1e-3, seconds=1e-4)]
+    priced = estimate([*nodes, node("x", "Mystery", None)], unknown=[EVIL], assumed=[EVIL], notes=[EVIL], device=EVIL)
+    roofs = Roofs(((EVIL, 1e12),), ((EVIL, 1e10),))
+    page = render_estimate(EVIL, priced, {"b/c": f"{EVIL}/{EVIL}"}, roofs)
+    assert page == render_estimate(EVIL, priced, {"b/c": f"{EVIL}/{EVIL}"}, roofs)
+    assert tags(page).isdisjoint({"script", "link", "img", "iframe", "object"})
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page and page.count("&lt;script&gt;") > 8
+    for name in ("treemap", "layers", "roofline", "nodes", "how"):
+        assert f'<section id="{name}">' in page
+    assert "3.00 mJ per inference" in page and "1 node without a price cannot be drawn" in page
 
 
-def test_the_waterfall_goes_from_the_input_to_the_artefact():
-    falls = waterfall(report())
-    assert [f.name for f in falls] == ["input model", "fold-constants", "fuse-affine", "quantize", "artefact"]
-    assert falls[0].width == 100.0
-    for fall, following in itertools.pairwise(falls[1:]):
-        end = following.start + following.width
-        assert fall.kind == "saved"
-        assert fall.start == pytest.approx(end, abs=0.1)
+def test_every_picture_says_in_words_what_it_shows():
+    page = render(report())
+    assert page.count('role="img"') == page.count("aria-label=") >= 4
+    assert not re.search(r'aria-label="\s*"', page)
 
 
 def test_unknown_nodes_stand_first_and_long_lists_are_cut():

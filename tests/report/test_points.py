@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 from report_sample import points, report
 
 from joulec.report.data import Point
-from joulec.report.points import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, frontier, rows
+from joulec.report.points import front, frontier, rows
 
 POINTS = st.lists(
     st.builds(
@@ -43,13 +44,15 @@ def test_every_dot_lies_on_the_picture(found: list[Point], budget: float | None)
     whole = report()
     assert whole.accuracy is not None
     accuracy = dataclasses.replace(whole.accuracy, budget=budget)
-    drawn = chart(dataclasses.replace(whole, points=tuple(found), accuracy=accuracy))
-    assert drawn is not None and len(drawn.dots) == len(found) + 1
-    assert all(LEFT <= dot.x <= WIDTH - RIGHT and TOP <= dot.y <= HEIGHT - BOTTOM for dot in drawn.dots)
-    assert all(LEFT <= tick.at <= WIDTH - RIGHT for tick in drawn.across)
-    assert len(drawn.across) >= 2 and (drawn.budget is None) == (not budget)
+    drawn = front(dataclasses.replace(whole, points=tuple(found), accuracy=accuracy))
+    assert drawn is not None and drawn.timed
+    places = re.findall(r'<circle class="dot [a-z]+" cx="([0-9.e-]+)%" cy="([0-9.e-]+)%"', drawn.body)
+    assert len(places) == len(found) + 1
+    assert all(0 <= float(x) <= 100 and 0 <= float(y) <= 100 for x, y in places)
+    assert drawn.body.count('text-anchor="middle"') >= 2, "ticks of speed"
+    assert ('class="budget"' in drawn.body) == bool(budget)
 
 
 def test_without_a_timed_set_there_is_no_picture():
     untimed = tuple(dataclasses.replace(one, ratio=None) for one in points())
-    assert chart(dataclasses.replace(report(), points=untimed)) is None
+    assert front(dataclasses.replace(report(), points=untimed)) is None
