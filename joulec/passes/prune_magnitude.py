@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from joulec.errors import InputError
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
-from joulec.ir.values import Array
 from joulec.passes._choice import Plan, overrides, read_schedule
-from joulec.passes._prunable import Weight, apply_mask, weights
+from joulec.passes._prunable import weights
+from joulec.passes._statistics import NO_DATA, Statistics, has_data, prune
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.target import Target
 
 
 @dataclass(frozen=True)
 class PruneMagnitude(Pass):
-    """Zero the weights of smallest magnitude, T = Model x Mask, by sparsity or threshold, globally or per tensor."""
+    """Zero the weights of smallest magnitude, T = Model x Mask, by sparsity or threshold, globally or per tensor.
+
+    With calibration data the weights that stay are corrected by least squares, so that what they are summed to changes
+    least; and weights can be chosen by what they matter for it, `score=wanda` (magnitude times the norm of the input)
+    or `score=optimal-brain` (what is lost when the others make up for it).
+    """
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     prunes: ClassVar[bool] = True
@@ -28,6 +31,10 @@ class PruneMagnitude(Pass):
     threshold: float | None = option(None, "zero weights of smaller magnitude than this")
     scope: Literal["global", "tensor"] = option("global", "whether sparsity holds over all weights, or in each tensor")
     tensors: tuple[str, ...] = option((), 'shares for single tensors, "NAME=SHARE;..."; * and ? match any name')
+    score: Literal["magnitude", "wanda", "optimal-brain"] = option(
+        "magnitude", "what weights are ranked by; the others need data"
+    )
+    correct: bool = option(True, "correct the weights that stay by least squares on the data, where there are any")
     schedule: str | None = option(None, "a TOML file with sparsity or threshold, scope, and a table [tensors]")
 
     def __post_init__(self) -> None:
@@ -37,6 +44,8 @@ class PruneMagnitude(Pass):
             raise ValueError(f"sparsity must lie between 0 and 1, not {self.sparsity:g}")
         if self.threshold is not None and not self.threshold >= 0.0:
             raise ValueError(f"threshold must not be negative, it is {self.threshold:g}")
+        if self.threshold is not None and self.score != "magnitude":
+            raise ValueError(f"a threshold is one of magnitudes; give sparsity for score={self.score}")
         overrides(self.tensors)
 
     def files(self) -> tuple[str, ...]:
@@ -67,17 +76,14 @@ class PruneMagnitude(Pass):
                 f"no sparsity ordered: zeros without a pattern save no energy on {context.target.name}, "
                 "only storage when compressed"
             )
+        if self.score != "magnitude" and not has_data(context):
+            return PassResult.nothing(f"score={self.score} weighs weights by their inputs, and there is {NO_DATA}")
         rewriter = Rewriter(module, self.pass_name())
         found = list(weights(module, rewriter))
-        masks = plan.masks([one.name for one in found], [magnitudes(one) for one in found])
-        for weight, mask in zip(found, masks, strict=True):
-            apply_mask(weight, mask, rewriter)
-        return PassResult.of(rewriter, worth(context.target))
-
-
-def magnitudes(weight: Weight) -> Array:
-    """float32 magnitudes, as stored."""
-    return np.abs(weight.numbers.astype(np.float32, copy=False))
+        statistics = Statistics(module, context, found, rewriter)
+        masks = plan.masks([one.name for one in found], statistics.scores(self.score))
+        notes = prune(statistics, list(masks), self.correct)
+        return PassResult.of(rewriter, [*notes, *worth(context.target)])
 
 
 def worth(target: Target) -> list[str]:

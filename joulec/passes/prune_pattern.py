@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
-from joulec.ir.values import attribute
+from joulec.ir.values import Array, attribute
 from joulec.passes._choice import has_n_of_m, keep_blocks, keep_n_of_m
-from joulec.passes._prunable import Weight, apply_mask, reduction_axis, weights
+from joulec.passes._prunable import Weight, reduction_axis, weights
+from joulec.passes._statistics import NO_DATA, Statistics, has_data, prune
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
-from joulec.passes.prune_magnitude import magnitudes
 from joulec.passes.target import Target
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -39,6 +39,10 @@ class PrunePattern(Pass):
     m: int = option(4, "consecutive weights along the reduction")
     block: str | None = option(None, "OUTPUTSxINPUTS, such as 4x4 or 1x8: prune whole blocks instead of n:m")
     sparsity: float | None = option(None, "share of blocks to zero; 0.5 if left out")
+    score: Literal["magnitude", "wanda", "optimal-brain"] = option(
+        "magnitude", "what weights are ranked by; the others need data"
+    )
+    correct: bool = option(True, "correct the weights that stay by least squares on the data, where there are any")
 
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m <= 1024:
@@ -52,26 +56,33 @@ class PrunePattern(Pass):
 
     def run(self, module: Module, context: Context) -> PassResult:
         """Prune every Conv, ConvTranspose, Gemm and MatMul weight that has a reduction of more than one element."""
+        if self.score != "magnitude" and not has_data(context):
+            return PassResult.nothing(f"score={self.score} weighs weights by their inputs, and there is {NO_DATA}")
         rewriter = Rewriter(module, self.pass_name())
-        count = sum(self._prune(weight, rewriter) for weight in weights(module, rewriter, PRODUCTS))
-        return PassResult.of(rewriter, self._notes(count, context.target) if rewriter.rewrites else ())
+        found = [one for one in weights(module, rewriter, PRODUCTS) if self._fits(one, rewriter)]
+        statistics = Statistics(module, context, found, rewriter)
+        masks = [self._mask(*one) for one in zip(found, statistics.scores(self.score), strict=True)]
+        notes = prune(statistics, masks, self.correct)
+        return PassResult.of(rewriter, [*self._notes(len(found), context.target), *notes] if rewriter.rewrites else ())
 
-    def _prune(self, weight: Weight, rewriter: Rewriter) -> bool:
+    def _fits(self, weight: Weight, rewriter: Rewriter) -> bool:
         axis, reason = self._axis(weight)
         if axis is None:
             rewriter.refuse("prune", weight.node, reason)
-            return False
-        scores = weight.seen(magnitudes(weight))
-        if self.block is None:
-            mask = keep_n_of_m(scores, self.n, self.m, axis)
-            if not has_n_of_m(mask, self.n, self.m, axis):
+        return axis is not None
+
+    def _mask(self, weight: Weight, stored: Array) -> Array:
+        """True where a weight stays, as stored; scores as stored."""
+        axis, _ = self._axis(weight)
+        scores = weight.seen(stored)
+        if axis is None or self.block is None:
+            mask = keep_n_of_m(scores, self.n, self.m, axis or 0)
+            if not has_n_of_m(mask, self.n, self.m, axis or 0):
                 raise RuntimeError(f"mask of '{weight.name}' does not have the pattern {self.n}:{self.m}")
-        else:
-            rows, columns = (int(part) for part in self.block.split("x"))
-            share = 0.5 if self.sparsity is None else self.sparsity
-            mask = keep_blocks(scores, share, rows, columns, (_output_axis(weight, axis), axis))
-        apply_mask(weight, weight.unseen(mask), rewriter)
-        return True
+            return weight.unseen(mask)
+        rows, columns = (int(part) for part in self.block.split("x"))
+        share = 0.5 if self.sparsity is None else self.sparsity
+        return weight.unseen(keep_blocks(scores, share, rows, columns, (_output_axis(weight, axis), axis)))
 
     def _axis(self, weight: Weight) -> tuple[int | None, str]:
         axis = reduction_axis(weight)
