@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from joulec.pages import Page, show
     from joulec.passes.base import Context, Fidelity, Pass, PassResult, RulePass, option
     from joulec.passes.pipeline import Observer, Outcome, Pipeline
+    from joulec.training.finetuning import FineTuned, finetune
     from joulec.training.masks import apply_masks
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "joulec.pages": ("Page", "show"),
     "joulec.passes.base": ("Context", "Fidelity", "Pass", "PassResult", "RulePass", "option"),
     "joulec.passes.pipeline": ("Observer", "Outcome", "Pipeline"),
+    "joulec.training.finetuning": ("FineTuned", "finetune"),
     "joulec.training.masks": ("apply_masks",),
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "EnergyModel",
     "Estimate",
     "Fidelity",
+    "FineTuned",
     "InputError",
     "JoulecError",
     "Module",
@@ -68,6 +71,7 @@ __all__ = [
     "bisect",
     "estimate",
     "explain",
+    "finetune",
     "load",
     "measure",
     "optimize",

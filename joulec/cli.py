@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from joulec import __version__, cli_diagnosis, cli_energy, cli_targets
+from joulec import __version__, cli_diagnosis, cli_energy, cli_targets, cli_training
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
@@ -224,6 +224,18 @@ app.command(
 
 
 app.command(epilog=cli_energy.MEASURE_HELP)(cli_energy.measure)
+
+
+app.command(
+    epilog=epilog(
+        "Examples:",
+        "joulec finetune model.keras --masks build/ --data train.npz --teacher model.keras -o tuned.keras",
+        "joulec finetune model.keras --sparsity 0.8 --data train.py:dataset --epochs 30 -o sparse.keras",
+        "joulec finetune model.keras --new-head 5 --data other.npz -o other.keras",
+        "Channels that the masks emptied go for good with: joulec optimize ... --passes 'prune-channels{dead=true}'",
+        EXIT_CODES,
+    )
+)(cli_training.finetune)
 
 
 @app.command(epilog=epilog("joulec passes", "joulec passes prune-magnitude"))

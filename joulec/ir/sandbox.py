@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from joulec import errors
 from joulec.errors import InputError, JoulecError
 
 MEMORY_VARIABLE = "JOULEC_CHILD_MEMORY"
+PROGRESS_VARIABLE = "JOULEC_CHILD_PROGRESS"
+MAX_LINE = 4096
+"""Bytes of one line of progress; longer ones are cut, and writes of this size do not mix."""
+
+Heard = Callable[[str, float | None], None]
+
 STDERR_LINES = 3
 TAIL_BYTES = 4096
 """Kept of what a child prints."""
@@ -56,7 +63,7 @@ def start_child(module: str, *arguments: str, limits: Limits, **popen: Any) -> s
         limits: only the memory limit is applied here; the caller watches the time.
         popen: passed to `subprocess.Popen`.
     """
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONHASHSEED": "0", **popen.pop("env", {})}
     environment.pop(MEMORY_VARIABLE, None)
     if limits.memory_bytes is not None:
         environment[MEMORY_VARIABLE] = str(limits.memory_bytes)
@@ -74,7 +81,9 @@ def apply_limits_from_environment() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # the hard limit too: it cannot be raised again
 
 
-def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, what: str) -> dict[str, Any]:
+def call_in_child(
+    function: str, arguments: Mapping[str, Any], limits: Limits, what: str, heard: Heard | None = None
+) -> dict[str, Any]:
     """Call `package.module:function` with JSON keyword arguments in a fresh child; its result is a JSON object.
 
     Args:
@@ -82,6 +91,7 @@ def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, w
         arguments: JSON-able keyword arguments.
         limits: of the child.
         what: what the child does, for errors: `loading model.keras`.
+        heard: called with what the child tells of its progress (`tell`), from another thread.
 
     Raises:
         JoulecError: the error that the function raised, of the same class and with the same text.
@@ -89,12 +99,13 @@ def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, w
     """
     with tempfile.TemporaryDirectory(prefix="joulec-") as folder:
         Path(folder, "request.json").write_text(json.dumps({"function": function, "arguments": dict(arguments)}))
-        child = start_child(
-            __spec__.name, folder, limits=limits,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        noise = _Tail(child)
-        code = _wait(child, limits, what)
+        with _listening(heard) as more:
+            child = start_child(
+                __spec__.name, folder, limits=limits,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more,
+            )  # fmt: skip
+            noise = _Tail(child)
+            code = _wait(child, limits, what)
         answer = Path(folder, "answer.json")
         if not answer.is_file():
             raise InputError(f"{what} failed: {_death(code)}{noise.said()}")
@@ -102,6 +113,44 @@ def call_in_child(function: str, arguments: Mapping[str, Any], limits: Limits, w
     if "error" in result:
         raise rebuild_error(result)
     return result
+
+
+# -- progress: lines of JSON on a pipe of their own ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _listening(heard: Heard | None) -> Iterator[dict[str, Any]]:
+    """What `Popen` needs for a child that tells of its progress; what it tells is handed on inside."""
+    if heard is None:
+        yield {}
+        return
+    reading, writing = os.pipe()
+    reader = threading.Thread(target=_hear, args=(reading, heard), daemon=True)
+    reader.start()
+    try:
+        yield {"pass_fds": (writing,), "env": {PROGRESS_VARIABLE: str(writing)}}
+    finally:
+        os.close(writing)
+        reader.join(1.0)
+
+
+def _hear(reading: int, heard: Heard) -> None:
+    with os.fdopen(reading, "rb") as stream:
+        while line := stream.readline(MAX_LINE):
+            # a hostile child may write anything
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                told = json.loads(line)
+                done = told["done"]
+                heard(str(told["message"]), None if done is None else min(max(float(done), 0.0), 1.0))
+
+
+def tell(message: str, done: float | None = None) -> None:
+    """In a child: say what runs now and, where known, which share of it is done, to the parent that listens."""
+    pipe = os.environ.get(PROGRESS_VARIABLE)
+    if pipe is not None:
+        line = json.dumps({"message": message[: MAX_LINE // 16], "done": done}) + "\n"
+        with contextlib.suppress(OSError):  # the parent went away
+            os.write(int(pipe), line.encode())
 
 
 def _wait(child: subprocess.Popen[bytes], limits: Limits, what: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ def call_in_child(function: str, arguments: dict[str, Any], limits: Limits) -> d
 def tasks_on_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """The child imports what it runs: these functions, from a module of their own."""
     (tmp_path / f"{HERE}.py").write_text(TASKS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    own = str(Path(sandbox.__file__).parents[2])  # the joulec that is tested, wherever the shared environment has one
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), own]))
 
 
 TASKS = """
@@ -37,6 +39,10 @@ def flood(lines):
     for _ in range(lines): os.write(2, b"x" * 63 + b"\\n")
     os.write(2, b"the last word\\n"); os._exit(7)
 def chatty(size): return {"text": "x" * size}
+def tells():
+    from joulec.ir.sandbox import tell
+    tell("half way", 0.5); tell("m" * 9000, 7); os.write(int(os.environ["JOULEC_CHILD_PROGRESS"]), b'[1]\\nnoise\\n{}\\n'); tell("done")
+    return {}
 def refuse(text): raise CheckError(text)
 def wait(seconds): time.sleep(seconds); return {}
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
@@ -112,3 +118,14 @@ def test_the_current_folder_is_not_imported_from(tmp_path: Any, monkeypatch: pyt
     (tmp_path / "here" / "json.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path / "here")
     assert call_in_child(f"{HERE}:echo", {"a": 1}, NO_LIMITS) == {"a": 1}
+
+
+def test_progress_of_a_child_is_heard_and_its_noise_is_not() -> None:
+    heard: list[tuple[str, float | None]] = []
+    sandbox.call_in_child(f"{HERE}:tells", {}, NO_LIMITS, "tuning", lambda message, done: heard.append((message, done)))
+    assert heard == [("half way", 0.5), ("m" * 256, 1.0), ("done", None)]
+
+
+def test_a_child_that_nobody_listens_to_may_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOULEC_CHILD_PROGRESS", raising=False)
+    sandbox.tell("nobody hears it", 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import io
 from collections import deque
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from joulec.errors import InputError, missing_extra
 from joulec.ir.lower import archive
+from joulec.ir.lower.tensorflow import tensorflow
+from joulec.ir.shapes import first_line
 
 CODE = frozenset({"Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer"})
 """Classes whose configuration holds code, or names files with code."""
@@ -42,6 +45,38 @@ def inspect(path: Path, kind: str, trust_code: bool) -> None:
     config = _inspect_archive(path) if kind == "keras" else _inspect_hdf5(path, str(path))
     if config is not None and not trust_code:
         _refuse_code(config, path)
+
+
+def load(path: Path, kind: str, folder: Path, trust_code: bool) -> Any:
+    """Inspect a Keras file, then let Keras load it, without what it was compiled with.
+
+    Args:
+        path: the file.
+        kind: `keras` or `h5`.
+        folder: a place for a link, for Keras goes by the extension and joulec by the content. The caller removes it.
+        trust_code: allow classes that carry code.
+
+    Raises:
+        InputError: it is refused, or Keras cannot load it.
+    """
+    inspect(path, kind, trust_code)
+    tensorflow()
+    import keras
+
+    try:
+        return keras.models.load_model(_named(path, kind, folder), compile=False, safe_mode=not trust_code)
+    except Exception as error:
+        raise InputError(f"{path}: Keras cannot load it: {first_line(error)}") from error
+
+
+def _named(path: Path, kind: str, folder: Path) -> Path:
+    """The file under a name that Keras takes."""
+    suffix = {"keras": ".keras", "h5": ".h5"}[kind]
+    if path.suffix == suffix:
+        return path
+    link = folder / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{suffix}"
+    link.symlink_to(path.absolute())
+    return link
 
 
 def _inspect_archive(path: Path) -> Any:

@@ -11,7 +11,6 @@ from joulec.ir.lower import torch_file
 from joulec.ir.lower.names import weights_to_json
 from joulec.ir.lower.parity import Parity, check
 from joulec.ir.module import Module
-from joulec.ir.shapes import first_line
 
 
 def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str, Any]:
@@ -64,30 +63,7 @@ def _torch(path: Path, folder: str, trust_code: bool) -> dict[str, Any]:
 
 
 def _keras(path: Path, kind: str, folder: str, trust_code: bool) -> tuple[Module, Any]:
-    from joulec.ir.lower.keras_file import inspect
-    from joulec.ir.lower.tensorflow import lower_keras, tensorflow
+    from joulec.ir.lower.keras_file import load
+    from joulec.ir.lower.tensorflow import lower_keras
 
-    inspect(path, kind, trust_code)
-    tensorflow()
-    import keras
-
-    try:
-        model = keras.models.load_model(_named(path, kind, folder), compile=False, safe_mode=not trust_code)
-    except Exception as error:
-        raise InputError(f"{path}: Keras cannot load it: {first_line(error)}") from error
-    return lower_keras(model)
-
-
-_SUFFIX = {"keras": ".keras", "h5": ".h5"}
-
-
-def _named(path: Path, kind: str, folder: str) -> Path:
-    """Keras goes by the extension, joulec by the content: the file under the name that Keras expects.
-
-    The link lies in the parent's folder, which the parent removes even where this process is killed.
-    """
-    if path.suffix == _SUFFIX[kind]:
-        return path
-    link = Path(folder, f"source{_SUFFIX[kind]}")
-    link.symlink_to(path)
-    return link
+    return lower_keras(load(path, kind, Path(folder), trust_code))
