@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from joulec.energy import EnergyModel, Estimate
     from joulec.errors import BudgetError, CheckError, InputError, JoulecError, UnavailableError
     from joulec.explaining import explain
+    from joulec.footprint import carbon
     from joulec.ir.module import Module
     from joulec.ir.rewrite import Refused, Rewriter
     from joulec.ir.rules import Rule
@@ -33,6 +34,7 @@ _HOMES = {
     "joulec.energy": ("EnergyModel", "Estimate"),
     "joulec.errors": ("BudgetError", "CheckError", "InputError", "JoulecError", "UnavailableError"),
     "joulec.explaining": ("explain",),
+    "joulec.footprint": ("carbon",),
     "joulec.ir.module": ("Module",),
     "joulec.ir.rewrite": ("Refused", "Rewriter"),
     "joulec.ir.rules": ("Rule",),
@@ -69,6 +71,7 @@ __all__ = [
     "__version__",
     "apply_masks",
     "bisect",
+    "carbon",
     "estimate",
     "explain",
     "finetune",

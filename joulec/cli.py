@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from joulec import __version__, cli_diagnosis, cli_energy, cli_targets, cli_training
+from joulec import __version__, cli_carbon, cli_diagnosis, cli_energy, cli_targets, cli_training
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
@@ -172,6 +172,7 @@ def simplify(
 
 
 app.command(epilog=cli_energy.ESTIMATE_HELP)(cli_energy.estimate)
+app.command(epilog=cli_carbon.CARBON_HELP)(cli_carbon.carbon)
 
 
 @app.command(epilog="joulec verify model.onnx build/ --data calib.npz")

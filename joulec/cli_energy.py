@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from joulec import cli_carbon
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import InputError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 ESTIMATE_HELP = epilog(
     "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json",
+    "joulec estimate model.onnx --region DE --pue 1.2   grams of CO2e too; more of it: joulec carbon --help",
     "joulec estimate model.onnx --html costs.html   a page to look at",
 )
 MEASURE_HELP = epilog("joulec measure build/ --against model.onnx --data calib.npz", "joulec measure model.onnx --json")
@@ -37,6 +41,8 @@ def estimate(
             help="Write a page to look at: where the joules go by operator and layer, and the roofline. Works offline.",
         ),
     ] = None,
+    region: cli_carbon.Regions = None,
+    pue: cli_carbon.Pue = 1.0,
     json: options.Json = False,
     trust_code: options.TrustCode = False,
     memory_limit: options.MemoryLimit = None,
@@ -45,19 +51,28 @@ def estimate(
     """Price every node in joules, without running the model; costliest first."""
     limits = options.limits(memory_limit, time_limit)
     from joulec import api
-    from joulec.report import terminal
+    from joulec.report import carbon_tables, terminal
 
     asked = model, target, options.shapes(shape), device
-    if html is None:
-        found = api.estimate(*asked, limits=limits, trust_code=trust_code).to_json()
-    else:
-        found = _with_page(html, *asked, limits=limits, trust_code=trust_code).to_json()
+    price = api.estimate if html is None else partial(_with_page, html)
+    priced = price(*asked, limits=limits, trust_code=trust_code)
+    found, emitted = priced.to_json(), _emitted(priced, region or (), pue)
     if json:
-        print_json(found)
+        print_json({**found, "carbon": emitted} if region else found)
         return
     terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
+    for one in emitted:
+        terminal.console().print(carbon_tables.line(one))
     if html is not None:
         terminal.place(terminal.console(), "page", html)
+
+
+def _emitted(priced: Estimate, regions: Sequence[str], pue: float) -> list[dict[str, Any]]:
+    """What an inference emits in each region."""
+    from joulec.energy.carbon import intensity_of
+    from joulec.footprint import of_estimate
+
+    return [of_estimate(priced, intensity_of(region), pue=pue).to_json() for region in regions]
 
 
 def _with_page(html: Path, *asked: Any, **safety: Any) -> Estimate:

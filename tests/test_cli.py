@@ -119,7 +119,8 @@ def test_no_command_shows_the_help(call):
 def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
-        "optimize", "simplify", "estimate", "verify", "explain", "bisect", "measure", "finetune", "passes", "targets", "lint", "devices",
+        "optimize", "simplify", "estimate", "carbon", "verify", "explain", "bisect", "measure", "finetune", "passes", "targets",
+        "lint", "devices",
         "calibrate-device",
     ]  # fmt: skip
 

@@ -44,6 +44,14 @@ def joules(value: float | None) -> str:
     return f"{digits(value / scale)} {unit}"
 
 
+def grams(value: float) -> str:
+    """Grams with a prefix, tonnes from a million on: `1.23 µg`, `45.0 kg`."""
+    for scale, unit in ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"), (1e-9, "ng")):
+        if abs(value) >= scale:
+            return f"{digits(value / scale)} {unit}"
+    return f"{digits(value / 1e-12)} pg" if value else "0 g"
+
+
 def count(amount: float) -> str:
     """Operations with a prefix: `1.18 M`."""
     for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
