@@ -78,6 +78,7 @@ def optimize(
     passes: str | Sequence[joulec.Pass] | None = None,
     sparsity: float | None = None,
     int8: bool | None = None,
+    float16: bool | None = None,
     keep_float: Sequence[str] = (),
     search_budget: float = SEARCH_SECONDS,
     shape: Shapes | None = None,
@@ -108,6 +109,8 @@ def optimize(
         passes: replaces the default pipeline: text, or passes.
         sparsity: share of weights to prune by magnitude.
         int8: True insists on INT8, False forbids it, None lets joulec decide by measurement.
+        float16: True insists on 16-bit floats (cuda and tensorrt), False forbids them, None lets joulec decide by
+            emulation.
         keep_float: patterns (`conv_1*`) of node names or operator types that stay float, whoever chooses INT8.
         search_budget: seconds that the search for operators worth quantizing may take, beside the fixed ways.
         shape: sizes of symbolic dimensions, by symbol, or whole shapes by input name.
@@ -132,7 +135,7 @@ def optimize(
     budget = DEFAULT_MAX_DROP if isinstance(max_drop, _Unset) else max_drop
     orders = Orders(
         None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset),
-        tuple(keep_float), search_budget,
+        tuple(keep_float), search_budget, float16,
     )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,

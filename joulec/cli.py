@@ -106,6 +106,7 @@ def optimize(
     passes: options.Passes = None,
     sparsity: options.Sparsity = None,
     int8: options.Int8 = None,
+    float16: options.Float16 = None,
     keep_float: options.KeepFloat = None,
     search_budget: options.SearchBudget = None,
     plugin: options.Plugin = None,

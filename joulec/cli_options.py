@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 CONFIG_KEYS: Mapping[str, Any] = {
     "model": Path, "out": Path, "target": list[str], "data": str, "metric": str, "max_drop": str | float,
-    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "keep_float": list[str],
-    "search_budget": str | float,
+    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "float16": bool,
+    "keep_float": list[str], "search_budget": str | float,
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
     "threads": int, "seed": int, "device": str, "remeasure": bool,
@@ -61,7 +61,7 @@ def merged(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _is_given(name: str, value: Any) -> bool:
     if isinstance(value, list | tuple):
         return bool(value)
-    return value is not None and (value is not False or name == "int8")
+    return value is not None and (value is not False or name in ("int8", "float16"))
 
 
 def _from_config(path: Path) -> dict[str, Any]:
@@ -235,6 +235,13 @@ Int8 = Annotated[
     bool | None,
     _option(
         "--int8/--no-int8", panel=_ORDERS, help="Insist on INT8, or forbid it. Neither: joulec measures and decides."
+    ),
+]
+Float16 = Annotated[
+    bool | None,
+    _option(
+        "--float16/--no-float16", panel=_ORDERS,
+        help="Insist on float16 for cuda and tensorrt, or forbid it. Neither: joulec emulates it and decides.",
     ),
 ]
 KeepFloat = Annotated[

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from joulec.compile.bench import Bench, Book, why_unchanged
 from joulec.compile.bound import bound
 from joulec.compile.exact import droppable, optimize_exactly
+from joulec.compile.half import FLOAT16, halved
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
@@ -58,9 +59,9 @@ class Compiler(Bench):
             book.keep(fixed)
             module = fixed.module
         decisions = self.recorded or Decisions(
-            self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices), tuple(book.dropped),
-            None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
-            tuple(book.points), tuple(book.doubts),
+            self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices),
+            tuple(book.dropped), None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
+            tuple(book.points), tuple(book.doubts), book.float16,
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
         return Compiled(module, tuple(book.steps), decisions, score, notes)
@@ -85,13 +86,13 @@ class Compiler(Bench):
         return aligned(self, quantized(self, module))
 
     def _fitted(self, module: Module) -> Module:
-        """In the provider's form: legalization of what was chosen and ordered, so never left out."""
+        """In the provider's form: legalization of what was chosen and ordered, so never left out; and 16-bit floats."""
         passes = self.backend.fitting()
         if not passes:
-            return module
+            return halved(self, module)
         outcome = self.run(passes, module)
         self.book.keep(outcome)
-        return outcome.module
+        return halved(self, outcome.module)
 
     def _pruned(self, module: Module) -> Module:
         if self.orders.sparsity is None:
@@ -115,8 +116,8 @@ class Compiler(Bench):
             return module, worth
         reason = f"all together {worth.would('the input')}"
         book.dropped += [step_report(step, reason) for step in book.steps[len(legal.steps) :]]
-        book.steps, book.int8 = list(legal.steps), None
-        book.choices = [one for one in book.choices if one.what != LAYOUT]
+        book.steps, book.int8, book.float16 = list(legal.steps), None, None
+        book.choices = [one for one in book.choices if one.what not in (LAYOUT, FLOAT16)]
         book.excluded = [spelling.spell_pass(one) for one in droppable(self)]
         book.choose("all passes", False, reason, worth)
         return legal.module, alone

@@ -13,6 +13,7 @@ from joulec.errors import InputError
 from joulec.ir.shapes import first_line
 from joulec.passes import spelling
 from joulec.passes._quantizers import QUANTIZERS
+from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.default import exact_passes
 from joulec.passes.upgrade_opset import UpgradeOpset
 from joulec.report.data import Data, Decision, Latency, Point, StepReport
@@ -35,6 +36,7 @@ class Decisions(Data):
         reasons: pattern of `int8` that keeps an operator float -> why.
         points: sets of operators that were tried in INT8.
         doubts: what the measurements behind the choices cannot promise.
+        float16: spelling of the conversion to 16-bit floats that was kept, or None.
     """
 
     target: str
@@ -47,6 +49,7 @@ class Decisions(Data):
     reasons: dict[str, str] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
     doubts: tuple[str, ...] = ()
+    float16: str | None = None
 
 
 def to_file(decisions: Decisions, path: Path) -> None:
@@ -98,6 +101,9 @@ def _check_passes(found: Decisions) -> None:
         raise TypeError("reasons must be texts")
     if found.int8 is not None and len(spelling.parse(found.int8, QUANTIZERS)) != 1:
         raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
+    half = {ConvertFloat16.pass_name(): ConvertFloat16}
+    if found.float16 is not None and len(spelling.parse(found.float16, half)) != 1:
+        raise InputError(f"float16: one convert-float16 was expected, not '{found.float16}'")
 
 
 def cached(key: str, target: str, orders: tuple[str, ...]) -> Decisions | None:

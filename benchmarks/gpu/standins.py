@@ -32,6 +32,9 @@ UNVERSIONED = (
 )
 """Where a symbol without a version belongs."""
 
+ANSWERS = {"libcudart": HERE / "standins.c", "libcudnn": HERE / "standins_cudnn.c"}
+"""The functions of a library that must really answer."""
+
 NEEDED = ("libcurand.so.10", "libcuda.so.1", "libnvinfer.so.10", "libnvonnxparser.so.10")
 """Libraries that are linked even where nothing of theirs is used."""
 
@@ -82,7 +85,7 @@ def undefined(provider: Path) -> Iterator[tuple[str, str]]:
 
 def compile_library(out: Path, library: str, names: set[str]) -> None:
     """One shared object whose symbols carry the version that the provider asks for."""
-    answers = (HERE / "standins.c").read_text() if library.startswith("libcudart") else ""
+    answers = next((text.read_text() for start, text in ANSWERS.items() if library.startswith(start)), "")
     answered = set(re.findall(r"(?:ANSWER\(|\*\*)(\w+)", answers))
     source = [answers or "#include <stddef.h>", *(filler(name) for name in sorted(names - answered))]
     file = out / f"{library}.c"

@@ -25,6 +25,8 @@ from joulec.passes.upgrade_opset import UpgradeOpset
 QDQ_OPSET = 13
 """Opset of per-channel QuantizeLinear and DequantizeLinear."""
 
+HALVES = frozenset({"float16", "bfloat16"})
+
 
 class GpuBackend(Backend):
     """What CUDA and TensorRT share."""
@@ -46,7 +48,7 @@ class GpuBackend(Backend):
 class CudaBackend(GpuBackend):
     """Float32: the CUDA provider has no integer kernels for Q/DQ graphs and computes them in float."""
 
-    target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100")
+    target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100", halves=HALVES)
     provider_options = frozenset({"cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph"})
 
     def settings(self, threads: int) -> SessionSettings:
@@ -59,7 +61,7 @@ class CudaBackend(GpuBackend):
 class TensorRtBackend(GpuBackend):
     """Float32, or symmetric s8 Q/DQ with float bias, the form that TensorRT accepts."""
 
-    target = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}))
+    target = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}), HALVES)
     provider_options = frozenset(
         {
             "trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable", "trt_builder_optimization_level",

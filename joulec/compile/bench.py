@@ -17,6 +17,7 @@ from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
+from joulec.passes._half_emulation import emulated
 from joulec.passes.base import Context, Pass
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
@@ -35,6 +36,7 @@ class Book:
         choices: decisions, in the order in which they fell.
         excluded: exact passes that are left out because they make the model slower, spelled.
         int8: the quantization that stays, spelled; None where the model stays float.
+        float16: the conversion to 16-bit floats that stays, spelled.
         reasons: pattern of that quantization that keeps an operator float -> why.
         points: sets of operators that were tried in INT8, in order.
         doubts: what the measurements behind the choices cannot promise; a rebuild repeats it.
@@ -46,6 +48,7 @@ class Book:
     choices: list[Decision] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     int8: str | None = None
+    float16: str | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -191,11 +194,15 @@ class Bench:
         if judge is None:
             return Verdict(module, 0.0)
         if id(module) not in self._verdicts:
-            drop = judge.drop(module)
+            drop = judge.drop(self._as_computed(module))
             upper = None if judge.changes is None else bound(drop, judge.changes)
             samples = None if judge.changes is None else len(judge.changes)
             self._verdicts[id(module)] = Verdict(module, drop, upper, samples)
         return self._verdicts[id(module)]
+
+    def _as_computed(self, module: Module) -> Module:
+        """What the target computes, for the CPU: 16-bit floats are rounded as its kernels round them."""
+        return emulated(module) if self.backend.target.halves else module
 
     def rounding(self, module: Module) -> float | None:
         """What exact passes cost by reassociating sums, where that is more than the budget (a tiny one, or 0)."""

@@ -35,6 +35,7 @@ class Orders:
         max_drop: the accuracy budget in absolute points; None switches it off.
         budget_given: whether `max_drop` is the user's own, so that it binds what they ordered too.
         keep_float: patterns of node names or operator types that no quantization touches, whoever chooses it.
+        float16: insist on 16-bit floats where the target has kernels, forbid them, or leave it to joulec.
         search_seconds: how long joulec may look for the operators that are worth quantizing.
     """
 
@@ -45,6 +46,7 @@ class Orders:
     budget_given: bool = False
     keep_float: tuple[str, ...] = ()
     search_seconds: float = SEARCH_SECONDS
+    float16: bool | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
@@ -65,7 +67,7 @@ class Orders:
     @property
     def given(self) -> bool:
         """Whether anything was ordered that must be carried out even if it is slower."""
-        return self.passes is not None or self.sparsity is not None or self.int8 is True
+        return self.passes is not None or self.sparsity is not None or self.int8 is True or self.float16 is True
 
     def obeyed(self, passes: Sequence[Pass]) -> list[Pass]:
         """The same passes, with quantizations that leave alone what shall stay float."""
@@ -85,6 +87,8 @@ class Orders:
             said.append(f"--sparsity {self.sparsity:g}")
         if self.int8 is not None:
             said.append("--int8" if self.int8 else "--no-int8")
+        if self.float16 is not None:
+            said.append("--float16" if self.float16 else "--no-float16")
         said += [f"--keep-float {pattern}" for pattern in self.keep_float]
         if self.budget_given:
             said.append("--max-drop none" if self.max_drop is None else f"--max-drop {self.max_drop:g}")

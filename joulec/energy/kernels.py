@@ -41,6 +41,8 @@ def plan_kernels(module: Module, target: str = "cpu") -> Plan:
 
 def _plan_graph(plan: Plan, graph: ir.Graph, target: str) -> None:
     _eliminate(plan, graph)
+    if target == "tensorrt":
+        _take_in_casts(plan, graph)
     if target != "cuda":
         qdq.settle_pairs(plan, graph)
     for node in graph:
@@ -63,6 +65,17 @@ def _eliminate(plan: Plan, graph: ir.Graph) -> None:
             plan.kernels[node] = Kernel("folded at load", runs=False)
         elif _does_nothing(node):
             plan.bypass(node, "eliminated by the runtime")
+
+
+def _take_in_casts(plan: Plan, graph: ir.Graph) -> None:
+    """TensorRT converts between float formats inside the kernels on either side."""
+    for node in graph:
+        values = (*node.inputs[:1], *node.outputs) if walk.is_onnx(node, "Cast") and node not in plan.kernels else ()
+        if values and all(value is not None and value.dtype in FLOATS for value in values):
+            plan.bypass(node, "taken into its neighbours by TensorRT")
+
+
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def _does_nothing(node: ir.Node) -> bool:

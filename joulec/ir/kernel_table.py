@@ -143,7 +143,7 @@ def element_type(value: ir.Value | None) -> str | None:
 
 def _types(node: ir.Node, opset: int) -> Iterator[tuple[str, str]]:
     """(Type parameter, element type) of every typed input and output. The first of a parameter's types counts."""
-    schema = _schema(node.op_type, opset) if node.domain in walk.ONNX_DOMAINS else None
+    schema = schema_of(node.op_type, opset) if node.domain in walk.ONNX_DOMAINS else None
     if schema is None:
         first = next((kind for value in (*node.inputs, *node.outputs) if (kind := element_type(value))), None)
         return iter([] if first is None else [("T", first)])
@@ -160,7 +160,8 @@ def _formal(values: Sequence[ir.Value | None], formals: object) -> Iterator[tupl
 
 
 @cache
-def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+def schema_of(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    """The definition of a standard operator in an opset, or None where there is none."""
     try:
         return onnx.defs.get_schema(op_type, max(opset, 1), "")
     except onnx.defs.SchemaError:
@@ -168,13 +169,13 @@ def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
 
 
 def _since(op_type: str, opset: int) -> int:
-    schema = _schema(op_type, opset)
+    schema = schema_of(op_type, opset)
     return opset if schema is None else int(schema.since_version)
 
 
 def _expands(node: ir.Node, opset: int) -> bool:
     """Whether ONNX defines the operator by others, which the runtime then puts in its place."""
-    schema = _schema(node.op_type, opset) if node.domain in walk.ONNX_DOMAINS else None
+    schema = schema_of(node.op_type, opset) if node.domain in walk.ONNX_DOMAINS else None
     has = ("has_function", "has_context_dependent_function")
     return schema is not None and any(getattr(schema, name, False) for name in has)
 

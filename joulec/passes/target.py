@@ -38,6 +38,7 @@ class Target:
         quantization: its INT8 form, or None where it has no integer kernels for ONNX graphs.
         sparse_kernels: weight patterns whose zeros its kernels skip, e.g. `2:4`; empty for none.
         device: the device profile that prices it unless the user names another.
+        halves: the 16-bit floats that its kernels compute in.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Target:
     quantization: QuantizationScheme | None
     device: str
     sparse_kernels: frozenset[str] = frozenset()
+    halves: frozenset[str] = frozenset()
