@@ -3,14 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+GPU := build/gpu
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types bench bench-int8 bench-simplify docs clean
+.PHONY: help demo test quick gpu-env test-gpu-evidence kernel-table bench-evidence lint types bench bench-int8 bench-simplify docs clean
 
 help: ## show what each target does
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +43,27 @@ test: $(VENV)/.dev ## run every test
 
 quick: $(VENV)/.dev ## run the tests that need no TensorFlow
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m 'not slow'
+
+# onnxruntime-gpu cannot stand beside onnxruntime, so what answers for CUDA and TensorRT has an environment of its own.
+$(GPU)/.ready: joulec/backends/evidence/standins.py joulec/backends/evidence/standins.c joulec/backends/evidence/standins_cudnn.c
+	@echo "installing onnxruntime-gpu and TensorRT-RTX into $(GPU) (half a GiB; no GPU is needed)"
+	$(PYTHON) -m venv $(GPU)/env
+	$(GPU)/env/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-gpu==1.31.1 \
+	    tensorrt-rtx-cu13==1.7.1.116 onnx nvidia-cuda-runtime nvidia-cuda-crt
+	$(GPU)/env/bin/python joulec/backends/evidence/standins.py $(GPU)/standins
+	@touch $@
+
+gpu-env: $(GPU)/.ready ## build the environment that answers for CUDA and TensorRT without a GPU
+
+test-gpu-evidence: $(VENV)/.dev $(GPU)/.ready ## run the tests that ask onnxruntime-gpu and TensorRT-RTX (no GPU needed)
+	JOULEC_GPU_ENV=$(GPU) $(BIN)/python -m pytest $(PYTEST_FLAGS) -m gpu_evidence
+
+kernel-table: $(GPU)/.ready ## write joulec/ir/kernels.tsv from what the providers report
+	$(GPU)/env/bin/python benchmarks/gpu/kernel_table.py
+
+bench-evidence: $(VENV)/.dev $(GPU)/.ready demo ## climb the ladder of evidence with real models, and write docs/evidence.md (an hour)
+	$(PIP) pillow
+	JOULEC_GPU_ENV=$(GPU) $(BIN)/python benchmarks/evidence --install
 
 lint: $(VENV)/.dev ## check style
 	$(BIN)/ruff check .

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 import joulec
 from joulec import decisions as recording
 from joulec import describe
 from joulec.accuracy import FidelityJudge, Judge, MetricJudge
 from joulec.backends import Backend, artefact, backend
+from joulec.backends.base import Artefact
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.data import data_fingerprint, held_out, load_feeds, load_metric, synthetic_feeds
 from joulec.decisions import Decisions
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, int | tuple[int, ...]]
 Progress = Callable[[str, float | None], None]
+
+CHECKED = 4
+"""The user's feeds on which an artefact is compared with the input model."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,17 @@ class Build:
         drop = judge.baseline - compiled.score
         return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, judge.data)
 
+    def _artefact(self, module: Module, folder: Path, inputs: Inputs) -> Artefact:
+        """What the checks look at: the user's feeds where they have the sizes of the artefact, else made-up ones."""
+        feeds: Sequence[Feed] = [] if inputs.feeds is None or inputs.obstacle else inputs.feeds.head(CHECKED)
+        said = "" if inputs.feeds is None else inputs.feeds.description
+        if not inputs.obstacle and not (feeds and _fit(feeds, module)):
+            feeds = synthetic_probes(module, still_open(module, self.request.shapes), self.request.seed)[0]
+            said = "made-up feeds"
+        return Artefact(
+            module, folder, self.runner, inputs.obstacle, self.lowered.module, feeds, said, self.request.shapes
+        )
+
     def _write(
         self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path
     ) -> Report:
@@ -255,7 +272,7 @@ class Build:
                 (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")
             recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
             self.progress("checking the artefact", None)
-            found = one.check(compiled.module, folder, self.runner, inputs.obstacle)
+            found = one.check(self._artefact(compiled.module, folder, inputs))
             failed = [rung for rung in found if rung.status == "failed" and rung.binding]
             if failed:
                 raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")
@@ -264,6 +281,19 @@ class Build:
             artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__)
             written = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         return replace(report, directory=str(place), files=written)
+
+
+def _fit(feeds: Sequence[Feed], module: Module) -> bool:
+    """Whether feeds have the sizes that `module` fixes."""
+    return all(_fits(feed[str(value.name)].shape, value) for feed in feeds for value in module.inputs())
+
+
+def _fits(shape: Sequence[int], value: ir.Value) -> bool:
+    dims = value.shape
+    if dims is None:
+        return True
+    fixed = zip(shape, dims, strict=False)
+    return len(shape) == len(dims) and all(not isinstance(dim, int) or dim == size for size, dim in fixed)
 
 
 def synthetic_probes(module: Module, shapes: Shapes, seed: int) -> tuple[Sequence[Feed], str | None]:

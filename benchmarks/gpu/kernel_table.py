@@ -19,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parents[1] / "joulec" / "ir" / "kernels.tsv"
 STANDINS = HERE.parents[1] / "build" / "gpu" / "standins"
+BUILD_STANDINS = HERE.parents[1] / "joulec" / "backends" / "evidence" / "standins.py"
 
 NEWEST = (1 << 31) - 1
 DOMAINS = {"": "onnx", "com.microsoft": "com.microsoft", "ai.onnx.ml": "ai.onnx.ml"}
@@ -33,7 +34,7 @@ Kernel = dict[str, frozenset[str]]
 
 def main() -> None:
     if os.environ.get("JOULEC_STANDINS") != "1":  # LD_LIBRARY_PATH is read when a process starts
-        subprocess.run([sys.executable, str(HERE / "standins.py"), str(STANDINS)], check=True)
+        subprocess.run([sys.executable, str(BUILD_STANDINS), str(STANDINS)], check=True)
         again = {**os.environ, "LD_LIBRARY_PATH": str(STANDINS), "JOULEC_STANDINS": "1"}
         sys.exit(subprocess.run([sys.executable, __file__], env=again, check=False).returncode)
     rows = sorted([*onnxruntime_rows(), *tensorrt_rows()])

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from joulec.errors import InputError
+from joulec.ir.feeds import Feed
 from joulec.ir.kernel_table import KernelTable, kernel_table
 from joulec.ir.module import Module
 from joulec.ir.runner import Runner
@@ -126,6 +127,31 @@ class Rung:
     """Whether a failure means that nothing is written: not where the artefact is right, but less than it could be."""
 
 
+@dataclass(frozen=True)
+class Artefact:
+    """What the ladder of evidence climbs on.
+
+    Attributes:
+        module: what was emitted.
+        directory: where.
+        runner: opens it; what is emitted from an untrusted model is untrusted too.
+        obstacle: why the input model itself does not run here, which is not held against the artefact.
+        reference: the input model, as lowered.
+        feeds: what both are run on; none where they cannot be.
+        source: where the feeds come from, in words.
+        shapes: sizes that the user named.
+    """
+
+    module: Module
+    directory: Path
+    runner: Runner
+    obstacle: str | None = None
+    reference: Module | None = None
+    feeds: Sequence[Feed] = ()
+    source: str = "made-up feeds"
+    shapes: Shapes = field(default_factory=dict)
+
+
 class Backend(ABC):
     """One target."""
 
@@ -194,15 +220,8 @@ class Backend(ABC):
         write_json(directory / SESSION_FILE, self.settings_for(module, threads, shapes or {}).to_json())
 
     @abstractmethod
-    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
-        """Climb the ladder of evidence for what was emitted into `directory`; missing rungs are said.
-
-        Args:
-            module: what was emitted.
-            directory: the artefact.
-            runner: opens it; what is emitted from an untrusted model is untrusted too.
-            obstacle: why the input model itself does not run here, which is not held against the artefact.
-        """
+    def check(self, emitted: Artefact) -> list[Rung]:
+        """Climb the ladder of evidence; missing rungs are said."""
 
 
 def ir_version_for(module: Module, target: Target) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from joulec.backends.base import MODEL_FILE, Backend, Rung
+from joulec.backends.base import MODEL_FILE, Artefact, Backend, Rung
 from joulec.backends.placement import forecast
 from joulec.energy import load_profile
 from joulec.errors import JoulecError
@@ -15,6 +18,8 @@ from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
 from joulec.ir.shapes import first_line
 from joulec.passes._half_emulation import emulated
+from joulec.passes._outputs import distance, outputs_of
+from joulec.passes._qdq_lint import ERROR, NOTE, WARNING, lint
 from joulec.passes.target import Target
 
 
@@ -65,6 +70,47 @@ def quantized_kernels(emitted: Module, runner: Runner, options: SessionOptions, 
     counts = ", ".join(f"{n} {op}" for op, n in integer.items()) or "none"
     status = "passed" if integer else "failed" if ours else "skipped"
     return Rung("integer kernels", status, f"{counts}; {left} Q/DQ left at the borders")
+
+
+def linted(emitted: Module, backend: Backend) -> Rung:
+    """The rules of the target: an error of an artefact's own is one that legalization left."""
+    found = [one for one in lint(emitted.clone(), backend.kernels) if one.rule != "no-kernel"]
+    counts = Counter(one.severity for one in found)
+    said = ", ".join(f"{counts[kind]} {kind}s" for kind in (ERROR, WARNING, NOTE) if counts[kind]) or "nothing found"
+    if not counts[ERROR]:
+        return Rung("lint", "passed", said)
+    first = next(one for one in found if one.severity == ERROR)
+    return Rung("lint", "failed", f"{said}: {first.rule} at {first.node}: {first.message}", binding=False)
+
+
+FLOAT_ERROR, HALF_ERROR, INTEGER_ERROR = 1e-3, 2e-2, 0.1
+"""How far the worst output may be off, as norms: rounding of reassociated sums, of 16-bit values, of 8-bit ones."""
+
+
+def numerics(written: Module, emitted: Artefact, options: SessionOptions) -> Rung:
+    """The artefact's outputs against the input model's, on the CPU, with 16-bit floats rounded.
+
+    Quantized models are run with ONNX Runtime's optimizations disabled too: then Q and DQ compute what they say, and
+    no fused kernel stands in for them.
+    """
+    if emitted.reference is None or not emitted.feeds:
+        return Rung("CPU numerics", "skipped", emitted.obstacle or "no feeds that fit the artefact")
+    computed = emulated(written)
+    quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in written.graph)
+    limit = INTEGER_ERROR if quantized else FLOAT_ERROR if computed is written else HALF_ERROR
+    if emitted.module.masks:
+        limit = math.inf  # what was pruned computes something else by order, and the accuracy budget judges it
+    try:
+        before = outputs_of(emitted.runner, emitted.reference, emitted.feeds, options)
+        found = {"": distance(before, outputs_of(emitted.runner, computed, emitted.feeds, options))}
+        if quantized:
+            plain = replace(options, optimization="none")
+            found["unoptimized "] = distance(before, outputs_of(emitted.runner, computed, emitted.feeds, plain))
+    except JoulecError as error:
+        return Rung("CPU numerics", "skipped", str(error))
+    said = ", ".join(f"{kind}{value:.1e}" for kind, value in found.items())
+    detail = f"worst output off by {said} (at most {limit:g}; {len(emitted.feeds)} feeds, {emitted.source})"
+    return Rung("CPU numerics", "passed" if max(found.values()) <= limit else "failed", detail, binding=False)
 
 
 def kernel_table_lookup(emitted: Module, backend: Backend) -> Rung:

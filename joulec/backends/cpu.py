@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from joulec.backends import checks
-from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings
+from joulec.backends.base import MODEL_FILE, Artefact, Backend, Rung, SessionSettings
 from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
-from joulec.ir.runner import Runner
 from joulec.ir.shapes import forget_shapes
 from joulec.ir.verify import checker_problem
 from joulec.passes.align_channels import AlignChannels
@@ -59,13 +56,15 @@ class CpuBackend(Backend):
     def describe(self) -> str:
         return "float32, or INT8 (u8 activations x s8 per-channel weights) where it pays"
 
-    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
-        emitted = read(directory / MODEL_FILE)
+    def check(self, emitted: Artefact) -> list[Rung]:
+        module, runner, written = emitted.module, emitted.runner, read(emitted.directory / MODEL_FILE)
         options = self.settings(1).options(module.origin.custom_ops)
         return [
-            checks.checker(directory, checker_problem(module)),
-            checks.pinned(module, directory, self.target),
-            checks.kernel_table_lookup(emitted, self),
-            checks.opens(emitted, runner, options, obstacle),
-            checks.quantized_kernels(emitted, runner, options, ours=bool(module.ranges)),
+            checks.checker(emitted.directory, checker_problem(module)),
+            checks.pinned(module, emitted.directory, self.target),
+            checks.linted(written, self),
+            checks.kernel_table_lookup(written, self),
+            checks.opens(written, runner, options, emitted.obstacle),
+            checks.numerics(written, emitted, options),
+            checks.quantized_kernels(written, runner, options, ours=bool(module.ranges)),
         ]

@@ -1,20 +1,19 @@
-"""ONNX Runtime's CUDA and TensorRT execution providers, emitted in float32 for now.
+"""ONNX Runtime's CUDA and TensorRT execution providers.
 
-What these artefacts claim is only what was checked: a valid file at the provider's opset that the CPU provider
-opens, and provider options from an allow-list. Nothing here ran on a GPU, and the ladder says so.
+What these artefacts claim is only what was checked, rung by rung, on a machine without a GPU; the ladder says where it
+ends.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
-from pathlib import Path
 
-from joulec.backends import checks
-from joulec.backends.base import MODEL_FILE, Backend, Rung, SessionSettings, Shapes
+from joulec.backends import checks, compilers
+from joulec.backends.base import MODEL_FILE, Artefact, Backend, Rung, SessionSettings, Shapes
 from joulec.backends.profiles import PROFILE_OPTIONS, profile
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
-from joulec.ir.runner import Runner
 from joulec.ir.verify import checker_problem
 from joulec.passes.base import Pass
 from joulec.passes.legalize_qdq import LegalizeQdq
@@ -33,16 +32,23 @@ class GpuBackend(Backend):
 
     fixes_sizes = True
 
-    def check(self, module: Module, directory: Path, runner: Runner, obstacle: str | None = None) -> list[Rung]:
-        options = self.settings(1).options(module.origin.custom_ops)
-        emitted = read(directory / MODEL_FILE)
+    def check(self, emitted: Artefact) -> list[Rung]:
+        written = read(emitted.directory / MODEL_FILE)
+        options = self.settings(1).options(emitted.module.origin.custom_ops)
         return [
-            checks.checker(directory, checker_problem(module)),
-            checks.pinned(module, directory, self.target),
-            checks.kernel_table_lookup(emitted, self),
-            checks.opens(emitted, runner, options, obstacle),
+            checks.checker(emitted.directory, checker_problem(emitted.module)),
+            checks.pinned(emitted.module, emitted.directory, self.target),
+            checks.linted(written, self),
+            checks.kernel_table_lookup(written, self),
+            checks.opens(written, emitted.runner, options, emitted.obstacle),
+            checks.numerics(written, emitted, options),
+            self.compiled(emitted, written),
             Rung("real device", "skipped", f"nothing was run on {self.target.provider}"),
         ]
+
+    @abstractmethod
+    def compiled(self, emitted: Artefact, written: Module) -> Rung:
+        """What the provider's own compiler makes of the artefact."""
 
 
 class CudaBackend(GpuBackend):
@@ -54,8 +60,13 @@ class CudaBackend(GpuBackend):
     def settings(self, threads: int) -> SessionSettings:
         return SessionSettings("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}, threads)
 
+    def compiled(self, emitted: Artefact, written: Module) -> Rung:
+        """Where ONNX Runtime places the nodes, with the artefact's own options."""
+        options = self.settings_for(emitted.module, 1, emitted.shapes).provider_options
+        return compilers.cuda_placement(emitted, options)
+
     def describe(self) -> str:
-        return "float32; INT8 is not emitted (no Q/DQ kernels on this provider)"
+        return "float16 or float32; INT8 is not emitted (no Q/DQ kernels on this provider)"
 
 
 class TensorRtBackend(GpuBackend):
@@ -88,5 +99,10 @@ class TensorRtBackend(GpuBackend):
         """What other tools quantized, in TensorRT's form; scales for each channel need opset 13."""
         return [UpgradeOpset(to=QDQ_OPSET), LegalizeQdq()]
 
+    def compiled(self, emitted: Artefact, written: Module) -> Rung:
+        """The engine that TensorRT-RTX builds."""
+        options = self.settings_for(emitted.module, 1, emitted.shapes).provider_options
+        return compilers.engine(emitted, written, options)
+
     def describe(self) -> str:
-        return "float32, or INT8 (s8 symmetric, float bias) when ordered with --int8"
+        return "float16 or float32, and INT8 (s8 symmetric, float bias) when ordered with --int8"

@@ -64,7 +64,7 @@ RULES: dict[str, tuple[str, str, frozenset[str]]] = {
     "scale-not-positive": (ERROR, "a scale that is 0, negative, NaN or infinite", _ALL),
     "channel-axis": (ERROR, "scales along another axis than the weight's output channels", _TENSORRT),
     "activation-channels": (ERROR, "an activation with a scale for each channel", _TENSORRT),
-    "scale-half": (WARNING, "float16 scales: disable ONNX Runtime's WeightBiasQuantization", _TENSORRT),
+    "scale-half": (NOTE, "float16 scales: ONNX Runtime's WeightBiasQuantization must be disabled", _TENSORRT),
     "integers-computed-on": (ERROR, "an operator computes on integers between Q and DQ", _TENSORRT),
     "qdq-before-activation": (WARNING, "Q/DQ between a convolution and its activation", _TENSORRT),
     "residual-both-quantized": (WARNING, "both operands of a residual Add quantized", _TENSORRT),

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
-import numpy as np
 import onnx_ir as ir
 
 from joulec.ir.feeds import Feed
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.runner import Runner
-from joulec.ir.values import Array
 from joulec.passes._half_emulation import emulated
 from joulec.passes._half_numbers import BFLOAT16, FLOAT16, feeds_of
 from joulec.passes._half_places import FLOAT
 from joulec.passes._half_plan import Plan
 from joulec.passes._half_rewrite import to_half
+from joulec.passes._outputs import distance, outputs_of
 from joulec.passes._patterns import unmatched
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 
@@ -94,7 +93,7 @@ class _Trial:
 
     def __init__(self, module: Module, plan: Plan, runner: Runner, feeds: Sequence[Feed]) -> None:
         self.module, self.plan, self.runner, self.feeds = module, plan, runner, feeds
-        self.expected = self._outputs(module)
+        self.expected = outputs_of(runner, module, feeds)
 
     def settle(self, allowed: float) -> float:
         """Pin nodes until the error is at most `allowed`, or nothing is left. The blocks that are pinned grow, so that
@@ -124,32 +123,9 @@ class _Trial:
         try:
             trial = self.module.clone()
             to_half(Rewriter(trial, "trial"), self.plan)
-            return max(map(_distance, self.expected, self._outputs(emulated(trial))), default=0.0)
+            return distance(self.expected, outputs_of(self.runner, emulated(trial), self.feeds))
         finally:
             self.plan.chosen = everything
-
-    def _outputs(self, module: Module) -> list[list[Array]]:
-        handle = self.runner.load(module)
-        try:
-            runs = [self.runner.run(handle, feed) for feed in self.feeds]
-        finally:
-            self.runner.unload(handle)
-        return [[run[name] for run in runs] for name in runs[0]]
-
-
-def _distance(expected: Sequence[Array], actual: Sequence[Array]) -> float:
-    """Of one output over all feeds: the norm of the difference by the norm; the share that differs of other types."""
-    floats = isinstance(expected[0], np.ndarray) and expected[0].dtype.kind == "f"
-    if not floats or any(one.shape != other.shape for one, other in zip(expected, actual, strict=True)):
-        same = [np.mean(np.asarray(one == other)) for one, other in zip(expected, actual, strict=True)]
-        return 1.0 - float(np.mean(same))
-    one, other = (np.concatenate([a.reshape(-1).astype(np.float64) for a in arrays]) for arrays in (expected, actual))
-    finite = np.isfinite(one)
-    if not np.array_equal(finite, np.isfinite(other)):
-        return float("inf")
-    norm = float(np.linalg.norm(one[finite]))
-    difference = float(np.linalg.norm(one[finite] - other[finite]))
-    return difference / norm if norm > 0 else difference
 
 
 def _notes(plan: Plan, context: Context, error: float) -> list[str]:

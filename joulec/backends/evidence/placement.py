@@ -1,7 +1,8 @@
-"""Which execution provider gets each node of a model: placement.py MODEL, under the libraries of standins.py.
+"""Which execution provider gets each node of a model: placement.py MODEL [OPTION=VALUE ...], under the stand-ins.
 
-Prints JSON: nodes by provider, the nodes on the CPU, and copies between host and device (Memcpy). The session is
-only created, never run.
+Prints JSON: nodes by provider, the nodes on the CPU, copies between host and device (Memcpy), and the operators of the
+graph that would run, after the provider's own fusions. The session is only created, never run: no kernel computes
+anything.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -25,7 +27,7 @@ def main() -> None:
         session = ort.InferenceSession(model, options(optimized), providers=[(CUDA, given), "CPUExecutionProvider"])
         if session.get_providers()[0] != CUDA:
             sys.exit("the CUDA provider did not load: are the stand-ins on LD_LIBRARY_PATH?")
-        copies = sum(node.op_type.startswith("Memcpy") for node in nodes(onnx.load(optimized).graph))
+        runs = Counter(node.op_type for node in nodes(onnx.load(optimized, load_external_data=False).graph))
         placed = [
             (part.ep_name, node.op_type, node.name)
             for part in session.get_provider_graph_assignment_info()
@@ -33,10 +35,13 @@ def main() -> None:
         ]
     counts = Counter(provider for provider, _, _ in placed)
     on_cpu = [f"{op} {name}" for provider, op, name in placed if provider != CUDA]
-    print(json.dumps({"providers": dict(sorted(counts.items())), "cpu": on_cpu, "memcpy": copies}))
+    copies = sum(count for op, count in runs.items() if op.startswith("Memcpy"))
+    found = {"providers": dict(sorted(counts.items())), "cpu": on_cpu, "memcpy": copies, "operators": dict(runs)}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def options(optimized: Path) -> ort.SessionOptions:
+    """Everything that a session does before it runs, and the graph that comes of it written to a file."""
     found = ort.SessionOptions()
     found.log_severity_level = 4
     found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -44,7 +49,8 @@ def options(optimized: Path) -> ort.SessionOptions:
     return found
 
 
-def nodes(graph: onnx.GraphProto):
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those in the bodies of others too."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -1,7 +1,7 @@
 """Build stand-ins for the CUDA and TensorRT libraries, so that ONNX Runtime's GPU build starts without a GPU.
 
-    python benchmarks/gpu/standins.py build/gpu/standins     # in a venv with onnxruntime-gpu and CUDA's headers
-    LD_LIBRARY_PATH=build/gpu/standins python benchmarks/gpu/placement.py model.onnx
+    python standins.py build/gpu/standins     # in a venv with onnxruntime-gpu and CUDA's headers
+    LD_LIBRARY_PATH=build/gpu/standins python placement.py model.onnx
 
 The names that a provider library wants and does not have are read from it with `nm`; each becomes a function that
 succeeds and does nothing, except those in standins.c, which must answer. With them a session partitions its graph for
