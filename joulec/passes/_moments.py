@@ -14,6 +14,7 @@ import numpy as np
 
 from joulec.ir.module import Module
 from joulec.ir.values import Array
+from joulec.passes._exposing import branches
 from joulec.passes._observe import stream
 from joulec.passes.base import Context
 
@@ -102,6 +103,12 @@ class Moments:
         self._multiply(which)
         mean: Array = self.halves[which] / max(self.rows[which], 1)
         return mean
+
+
+def observed(module: Module) -> set[str | None]:
+    """Names of values that a run of the model can hand out."""
+    made = {value.name for graph in branches(module.graph) for node in graph for value in node.outputs}
+    return made | {value.name for value in module.inputs()}
 
 
 def collect(module: Module, context: Context, readings: Sequence[Reading]) -> Iterator[tuple[int, Moments]]:

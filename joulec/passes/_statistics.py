@@ -12,8 +12,7 @@ from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.values import Array
 from joulec.passes._correction import corrected, optimal_brain, wanda
-from joulec.passes._exposing import branches
-from joulec.passes._moments import Moments, Reading, collect
+from joulec.passes._moments import Moments, Reading, collect, observed
 from joulec.passes._products import Product, product_of
 from joulec.passes._prunable import Weight, apply_mask
 from joulec.passes.base import Context
@@ -72,8 +71,8 @@ class Statistics:
     left: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        observed = _observed(self.module)
-        found = [_product(weight, observed) for weight in self.weights]
+        names = observed(self.module)
+        found = [_product(weight, names) for weight in self.weights]
         self._products = {index: one for index, one in enumerate(found) if not isinstance(one, str)}
         self._unknown = {index: one for index, one in enumerate(found) if isinstance(one, str)}
 
@@ -125,13 +124,7 @@ def _plain(weight: Weight) -> Array:
     return squares / max(float(squares.sum()), np.finfo(np.float64).tiny)
 
 
-def _observed(module: Module) -> set[str | None]:
-    """Names of values that a run of the model can hand out."""
-    made = {value.name for graph in branches(module.graph) for node in graph for value in node.outputs}
-    return made | {value.name for value in module.inputs()}
-
-
-def _product(weight: Weight, observed: set[str | None]) -> tuple[Product, Reading] | str:
+def _product(weight: Weight, names: set[str | None]) -> tuple[Product, Reading] | str:
     """How the operators that read a weight multiply with it, all of them alike; or why that is not known."""
     shape = weight.seen().shape
     found = [product_of(node, slot, shape) for node, slot in weight.readers]
@@ -142,8 +135,8 @@ def _product(weight: Weight, observed: set[str | None]) -> tuple[Product, Readin
     first, readings = products[0], [one.reading() for one in products]
     if any((one.flipped, one.groups, one.axis) != (first.flipped, first.groups, first.axis) for one in products):
         return "operators that sum along different axes share it"
-    names = tuple(dict.fromkeys(one.name for one in products))
-    if not observed.issuperset(names):
+    read = tuple(dict.fromkeys(one.name for one in products))
+    if not names.issuperset(read):
         return "what it multiplies is computed inside a loop or function, or not at all"
-    reading = replace(readings[0], names=names)
+    reading = replace(readings[0], names=read)
     return f"sums of {reading.width} numbers are too wide" if reading.too_wide else (first, reading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +12,15 @@ from joulec.errors import CheckError
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.shapes import infer_shapes
-from joulec.ir.values import Array, constant
-from joulec.passes._channels import axes_of, cut, labelled, unshare, without
+from joulec.ir.values import Array
+from joulec.passes._channel_choice import corrections, idle, rankings
+from joulec.passes._channels import cut, kept_by, labelled, unshare, without
+from joulec.passes._choice import overrides
 from joulec.passes._labels import Group, Labels
+from joulec.passes._prunable import matching
+from joulec.passes._readers import Reader, readers
+from joulec.passes._refit import refit
+from joulec.passes._statistics import NO_DATA, has_data
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.equivalence import Equivalence
 from joulec.passes.fold_constants import FoldConstants
@@ -27,7 +33,8 @@ class PruneChannels(Pass):
     Channels that additions, concatenations, splits, depthwise and grouped convolutions, normalizations or shared
     weights tie together go together; hidden units of MLPs and attention heads are channels too. A group that reaches
     an input or output of the model, or an operator that nobody knows how to cut, stays, with the reason. Widths are
-    rounded to what kernels like.
+    rounded to what kernels like. With calibration data those channels go that the others can stand in for best, and
+    whatever reads them is corrected by least squares.
     """
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
@@ -35,20 +42,26 @@ class PruneChannels(Pass):
     indivisible: ClassVar[bool] = True
 
     ratio: float | None = option(None, "share of channels to remove from every group, 0 to 1")
+    groups: tuple[str, ...] = option(
+        (), 'shares for single groups, "NAME=SHARE;..."; NAME is an operator that makes them'
+    )
     multiple: int = option(16, "round widths to multiples of this, or of its halves where that is too coarse")
     dead: bool = option(False, "remove only channels whose weights are all zero, which changes nothing")
+    correct: bool = option(True, "correct what reads the channels by least squares on the data, where there are any")
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio must lie in [0, 1), not {self.ratio:g}")
         if not 1 <= self.multiple <= 1024:
             raise ValueError(f"multiple must lie between 1 and 1024, not {self.multiple}")
-        if self.dead and self.ratio is not None:
+        if self.dead and (self.ratio is not None or self.groups):
             raise ValueError("give ratio or dead, not both")
+        if any(share == 1 for _, share in overrides(self.groups)):
+            raise ValueError("groups: a share must lie below 1, for one channel at least stays")
 
     def run(self, module: Module, context: Context) -> PassResult:
         """Fold what computes on weights alone, find the groups, choose, and cut."""
-        if self.ratio is None and not self.dead:
+        if self.ratio is None and not self.groups and not self.dead:
             return PassResult.nothing("no ratio ordered; with --max-drop and --data joulec chooses it")
         folded = FoldConstants().run(module, context)
         rewriter = Rewriter(module, self.pass_name())
@@ -60,22 +73,57 @@ class PruneChannels(Pass):
             if group.frozen is not None:
                 rewriter.refuse("remove-channels", group.nodes[0], group.frozen)
         free = [group for group in groups if group.frozen is None]
-        gone = list(self._chosen(free, labels))
-        said = self._cut(module, labels, np.concatenate(gone), rewriter, context) if gone else []
-        notes = [*self._notes(free, gone, rewriter), *said]
+        found = readers(module, labels) if self.correct and has_data(context) and not self.dead else []
+        gone = [one for one in self._chosen(module, context, free, labels, found) if one.size]
+        said = self._cut(module, labels, np.concatenate(gone), rewriter, context, found) if gone else []
+        notes = [*self._notes(free, gone), *said]
         return PassResult(
             (*folded.rewrites, *rewriter.rewrites) if rewriter.rewrites else folded.rewrites,
             tuple(rewriter.refusals.values()), tuple(notes),
         )  # fmt: skip
 
-    def _cut(self, module: Module, labels: Labels, gone: Array, rewriter: Rewriter, context: Context) -> list[str]:
+    def _cut(
+        self, module: Module, labels: Labels, gone: Array, rewriter: Rewriter, context: Context,
+        found: Sequence[Reader],
+    ) -> list[str]:  # fmt: skip
         """Cut, and show that what is left computes what the whole computes when nothing reads what went.
 
         Raises:
             CheckError: it does not; the pass is rolled back.
         """
+        whole = module.clone()
+        notes = self._correct(module, gone, rewriter, context, found)
         reference = without(module, labels, gone)
         cut(module, labels, gone, rewriter)
+        notes += self._compared(module, reference, context)
+        if found:
+            kept = kept_by(labels, gone)
+            outputs = {node.outputs[0].name or "": kept(made) for made, node in labels.makers}
+            notes += _refitted(refit(whole, module, context, outputs, rewriter))
+        return notes
+
+    def _correct(
+        self, module: Module, gone: Array, rewriter: Rewriter, context: Context, found: Sequence[Reader]
+    ) -> list[str]:
+        """Let the channels that stay take over what those that go did."""
+        left: list[float] = []
+        for reader, numbers, share in list(corrections(module, context, gone, found)):
+            with rewriter.rewriting("make-up", next(iter(reader.weight.uses())).node):
+                rewriter.set_tensor(reader.weight, numbers)
+            left.append(share)
+        if not found:
+            return [f"what reads them is not corrected: {NO_DATA}"] if self.correct and not self.dead else []
+        mean = 100 * float(np.mean(left)) if left else 100.0
+        return [
+            f"{len(left)} weights corrected by least squares on the data: {mean:.0f} % of the squared error is left"
+        ]
+
+    def _compared(self, module: Module, reference: Module | None, context: Context) -> list[str]:
+        """What comparing the cut model with the whole one says.
+
+        Raises:
+            CheckError: they differ.
+        """
         if context.runner is None or not context.probes:
             return ["not compared with the whole: no feeds to run the model on"]
         if reference is None:
@@ -91,33 +139,44 @@ class PruneChannels(Pass):
             )
         return [] if found is None else [f"equal to the whole without these channels, up to {found.value:.1g}"]
 
-    def _chosen(self, groups: list[Group], labels: Labels) -> Iterator[Array]:
+    def _chosen(
+        self, module: Module, context: Context, groups: list[Group], labels: Labels, found: Sequence[Reader]
+    ) -> list[Array]:
         """The roots to remove, group by group."""
-        scores, unread = strengths(labels), idle(labels)
-        for group in groups:
-            if self.dead:
-                found = group.units[unread[group.units]]
-                count = min(found.size, group.units.size - 1)
-            else:
-                found = group.units[np.argsort(scores[group.units], kind="stable")]
-                count = min(self._count(group), group.units.size - 1)
-            if count > 0:
-                yield found[:count]
+        if self.dead:
+            unread = idle(labels)
+            dead = [group.units[unread[group.units]] for group in groups]
+            return [one[: group.units.size - 1] for one, group in zip(dead, groups, strict=True)]
+        counts = [min(self._count(group), group.units.size - 1) for group in groups]
+        return [one.units for one in rankings(module, context, labels, groups, counts, found)]
 
     def _count(self, group: Group) -> int:
         """How many units go, so that what stays is a width that kernels like."""
-        total, ratio = group.units.size, self.ratio or 0.0
+        total, ratio = group.units.size, self.share_of(group)
         wanted = total * (1 - ratio)
         if group.width != total:
             return total - max(1, round(wanted))
         return total - rounded(wanted, total, self.multiple)
 
-    def _notes(self, groups: list[Group], gone: list[Array], rewriter: Rewriter) -> Iterator[str]:
+    def share_of(self, group: Group) -> float:
+        """The share of a group that shall go."""
+        own = overrides(self.groups)
+        shares = (matching(node.name or "", own) for node in group.nodes)
+        return next((share for share in shares if share is not None), self.ratio or 0.0)
+
+    def _notes(self, groups: list[Group], gone: list[Array]) -> Iterator[str]:
         total, lost = sum(group.units.size for group in groups), sum(one.size for one in gone)
         if not groups:
             yield "no group of channels can be cut here; the refusals say why"
         else:
             yield f"{lost} of {total} channels removed from {len(gone)} of {len(groups)} groups"
+
+
+def _refitted(left: Sequence[float]) -> list[str]:
+    if not left:
+        return []
+    share = 100 * float(np.mean(left))
+    return [f"{len(left)} layers fitted to the whole model one by one: {share:.0f} % of their squared error is left"]
 
 
 def rounded(wanted: float, total: int, multiple: int) -> int:
@@ -133,41 +192,3 @@ def rounded(wanted: float, total: int, multiple: int) -> int:
             return near[0][1]
         step //= 2
     return min(max(1, round(wanted)), total - 1) if total > 1 else 1
-
-
-def strengths(labels: Labels) -> Array:
-    """A number for each root: how much of the weights around it there is.
-
-    For each weight of two or more axes the squares along a channel are summed and divided by their mean, so that
-    layers of different scale count alike; a channel's strength is what makes it times what reads it.
-    """
-    size = 1 + max((int(one.max()) for _, axes in axes_of(labels) for one in axes if one is not None), default=0)
-    made, read = np.zeros(size), np.zeros(size)
-    outputs = {id(labels_) for labels_, _ in labels.makers}
-    for value, axes in axes_of(labels):
-        numbers = constant(value)
-        if numbers is None or numbers.ndim < 2 or sum(dim > 1 for dim in numbers.shape) < 2:
-            continue
-        squares = np.square(numbers.astype(np.float32, copy=False))
-        for axis, one in enumerate(axes):
-            if one is None:
-                continue
-            energy = squares.sum(tuple(at for at in range(squares.ndim) if at != axis), dtype=np.float64)
-            mean = float(energy.mean())
-            if mean > 0 and np.isfinite(mean):
-                np.add.at(made if id(one) in outputs else read, labels.roots(one), energy / mean)
-    return made * read
-
-
-def idle(labels: Labels) -> Array:
-    """For each root whether every weight that reads its channels is zero there, so that nothing changes without it."""
-    size = 1 + max((int(one.max()) for _, axes in axes_of(labels) for one in axes if one is not None), default=0)
-    found = np.ones(size, bool)
-    for escaped in labels.escaped:
-        found[labels.roots(escaped)] = False
-    for value, axis in labels.reads:
-        one, weight = labels.axes[id(value)][axis], constant(value)
-        if one is not None and weight is not None:
-            read = np.any(weight != 0, axis=tuple(at for at in range(weight.ndim) if at != axis))
-            found[labels.roots(one[read])] = False
-    return found
