@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ import numpy as np
 
 
 def rows(data: Path) -> Iterator[dict[str, Any]]:
-    """The calibration feeds, one row of every array at a time."""
+    """The calibration feeds."""
     with np.load(data, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     for index in range(len(next(iter(arrays.values())))):
-        yield {name: array[index : index + 1] for name, array in arrays.items()}
+        yield {name: array[index] for name, array in arrays.items()}
 
 
 class Reader:
@@ -44,7 +45,10 @@ def static(model: Path, data: Path, out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = out.with_suffix(".prepared.onnx")
-    quant_pre_process(str(model), str(prepared))
+    try:
+        quant_pre_process(str(model), str(prepared))
+    except Exception:  # noqa: BLE001 (it gives up on some models with any error; quantization can do without it)
+        shutil.copyfile(model, prepared)
     reader = type("Rows", (Reader, CalibrationDataReader), {})(data)
     quantize_static(
         str(prepared), str(out), reader, quant_format=QuantFormat.QDQ, per_channel=True,
@@ -95,10 +99,15 @@ def modelopt(model: Path, data: Path, out: Path) -> None:
     from modelopt.onnx.quantization import quantize
 
     with np.load(data, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+        arrays = {name: _joined(file[name]) for name in file.files}
     quantize(
         str(model), calibration_data=arrays, calibration_eps=["cpu"], output_path=str(out), high_precision_dtype="fp32"
     )
+
+
+def _joined(rows: np.ndarray) -> np.ndarray:
+    """Whole inputs, stacked -> one input of all samples."""
+    return rows.reshape(-1, *rows.shape[2:]) if rows.ndim > 1 else rows
 
 
 def olive(model: Path, data: Path, out: Path) -> None:
