@@ -81,6 +81,7 @@ def optimize(
     float16: bool | None = None,
     keep_float: Sequence[str] = (),
     search_budget: float = SEARCH_SECONDS,
+    tune: str | None = None,
     shape: Shapes | None = None,
     decisions: str | Path | None = None,
     plugins: Sequence[str] = (),
@@ -113,6 +114,8 @@ def optimize(
             emulation.
         keep_float: patterns (`conv_1*`) of node names or operator types that stay float, whoever chooses INT8.
         search_budget: seconds that the search for operators worth quantizing may take, beside the fixed ways.
+        tune: `latency` or `energy`: threads, spinning, arena, packed weights and (with `shape`) fixed sizes of the
+            session are chosen by measurement; None keeps one thread that does not spin.
         shape: sizes of symbolic dimensions, by symbol, or whole shapes by input name.
         decisions: decisions.json to repeat instead of measuring.
         plugins: Python files or entry points with passes of your own.
@@ -135,7 +138,7 @@ def optimize(
     budget = DEFAULT_MAX_DROP if isinstance(max_drop, _Unset) else max_drop
     orders = Orders(
         None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset),
-        tuple(keep_float), search_budget, float16,
+        tuple(keep_float), search_budget, float16, tune,
     )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,

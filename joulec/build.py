@@ -141,7 +141,7 @@ class Build:
         compiled = compiler.compile()
         report = self._report(compiled, one, inputs, energy)
         if place is not None:
-            report = self._write(report, compiled, one, inputs, key, place)
+            report = self._write(report, compiled, one, inputs, key, place, compiler.times_target)
         if recorded is None and key is not None and (problem := recording.remember(key, compiled.decisions)):
             report = replace(report, notes=(*report.notes, problem))
         return report, compiled.module
@@ -258,11 +258,12 @@ class Build:
         )
 
     def _write(
-        self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path
-    ) -> Report:
+        self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path,
+        measured: bool,
+    ) -> Report:  # fmt: skip
         """Write the whole artefact beside its place, check it, then rename it there."""
         with artefact.replacing(place) as folder:
-            one.emit(compiled.module, folder, self.request.threads, self.request.shapes)
+            one.emit(compiled.module, folder, self.request.threads, self.request.shapes, compiled.session)
             if compiled.module.masks:
                 artefact.write_arrays(folder / artefact.MASKS_FILE, compiled.module.masks)
             if source := source_masks(compiled.module):
@@ -278,7 +279,7 @@ class Build:
                 raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")
             report = replace(report, checks=describe.rungs(found), files=describe.files(artefact.digests(folder)))
             (folder / artefact.REPORT_FILE).write_text(render(report), encoding="utf-8")
-            artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__)
+            artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__, measured)
             written = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         return replace(report, directory=str(place), files=written)
 

@@ -109,6 +109,7 @@ def optimize(
     float16: options.Float16 = None,
     keep_float: options.KeepFloat = None,
     search_budget: options.SearchBudget = None,
+    tune: options.Tune = None,
     plugin: options.Plugin = None,
     config: options.Config = None,
     decisions: options.Decisions = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CONFIG_KEYS: Mapping[str, Any] = {
     "model": Path, "out": Path, "target": list[str], "data": str, "metric": str, "max_drop": str | float,
     "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "float16": bool,
-    "keep_float": list[str], "search_budget": str | float,
+    "keep_float": list[str], "search_budget": str | float, "tune": str,
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
     "threads": int, "seed": int, "device": str, "remeasure": bool,
@@ -82,6 +82,8 @@ def _values(chosen: Mapping[str, Any]) -> dict[str, Any]:
         result["max_drop"] = drop(result["max_drop"])
     if "search_budget" in result:
         result["search_budget"] = duration(str(result["search_budget"]), "--search-budget", zero=True)
+    if result.get("tune") == "off":
+        del result["tune"]
     if "shape" in result:
         result["shape"] = shapes(result["shape"])
     return result
@@ -256,6 +258,14 @@ SearchBudget = Annotated[
     _option(
         "--search-budget", panel=_ORDERS, metavar="TIME",
         help="How long to look for the operators that are worth quantizing. Default: 2m.",
+    ),
+]  # fmt: skip
+Tune = Annotated[
+    str | None,
+    _option(
+        "--tune", panel=_ORDERS, metavar="GOAL",
+        help="Choose threads, spinning, memory arena, packing and sizes (--shape) of the session by measurement, for "
+        "latency or for energy (CPU seconds, rests included). Default: off, one thread that does not spin.",
     ),
 ]  # fmt: skip
 Config = Annotated[

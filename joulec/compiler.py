@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from joulec.backends.base import SessionSettings
 from joulec.compile.bench import Bench, Book, why_unchanged
 from joulec.compile.bound import bound
 from joulec.compile.exact import droppable, optimize_exactly
@@ -11,6 +12,7 @@ from joulec.compile.half import FLOAT16, halved
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
+from joulec.compile.tuning import tuned
 from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
 from joulec.describe import step_report
@@ -36,6 +38,8 @@ class Compiled:
     decisions: Decisions
     score: float | None
     notes: tuple[str, ...]
+    session: SessionSettings | None = None
+    """How the artefact is opened, where that was tuned."""
 
 
 class Compiler(Bench):
@@ -58,13 +62,14 @@ class Compiler(Bench):
         if (fixed := bound(self, module)) is not None:
             book.keep(fixed)
             module = fixed.module
+        session = tuned(self, module)
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices),
             tuple(book.dropped), None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
-            tuple(book.points), tuple(book.doubts), book.float16,
+            tuple(book.points), tuple(book.doubts), book.float16, None if session is None else session.to_json(),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
-        return Compiled(module, tuple(book.steps), decisions, score, notes)
+        return Compiled(module, tuple(book.steps), decisions, score, notes, session)
 
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())

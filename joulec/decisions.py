@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from joulec.backends.artefact import read_json
 from joulec.backends.base import write_json
@@ -37,6 +38,7 @@ class Decisions(Data):
         points: sets of operators that were tried in INT8.
         doubts: what the measurements behind the choices cannot promise.
         float16: spelling of the conversion to 16-bit floats that was kept, or None.
+        session: what session.json holds, where that was tuned.
     """
 
     target: str
@@ -50,6 +52,7 @@ class Decisions(Data):
     points: tuple[Point, ...] = ()
     doubts: tuple[str, ...] = ()
     float16: str | None = None
+    session: dict[str, Any] | None = None
 
 
 def to_file(decisions: Decisions, path: Path) -> None:

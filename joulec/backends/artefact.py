@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from joulec.backends import BACKENDS
 from joulec.backends.base import MODEL_FILE, SESSION_FILE, SessionSettings, write_json
 from joulec.errors import InputError, UnavailableError
 from joulec.ir import walk
+from joulec.ir.machine import INSTRUCTIONS, described
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.session import open_session
@@ -237,7 +239,7 @@ def load(
     _require_inside(folder)
     found = settings(folder)
     _require_provider(found.provider)
-    _require_unchanged(folder)
+    _warn_of_other_cpu(folder, _require_unchanged(folder))
     # Checks structure and external data before ONNX Runtime opens anything.
     _require_no_engine(read(folder / MODEL_FILE), folder)
     wanted = found if threads is None else replace(found, threads=threads)
@@ -260,10 +262,14 @@ def _require_inside(folder: Path) -> None:
             raise InputError(f"{folder / name}: links to a file outside the artefact")
 
 
-def _require_unchanged(folder: Path) -> None:
-    """Compare what will be opened with the manifest, where there is one: a server may hold only model and session."""
+def _require_unchanged(folder: Path) -> Mapping[str, Any]:
+    """Compare what will be opened with the manifest, where there is one: a server may hold only model and session.
+
+    Returns:
+        The manifest, or nothing.
+    """
     if not (folder / MANIFEST_FILE).exists():
-        return
+        return {}
     manifest = read_json(folder / MANIFEST_FILE)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
@@ -271,6 +277,21 @@ def _require_unchanged(folder: Path) -> None:
     for name in _OPENED[:-1]:
         if files.get(name) != digest(folder / name):
             raise InputError(f"{folder / name}: is not the file that {MANIFEST_FILE} names; build the artefact again")
+    return dict(manifest)
+
+
+def _warn_of_other_cpu(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Say where this CPU has other instructions than the one that the artefact's choices were measured on."""
+    built = manifest.get("cpu")
+    if not isinstance(built, Mapping) or not isinstance(built.get("instructions"), list):
+        return
+    here = described()["instructions"]
+    there = [name for name in INSTRUCTIONS if name in built["instructions"]]
+    if there == here:
+        return
+    one, other = (", ".join(names) or "none of those that count" for names in (there, here))
+    said = f"what is in it was chosen on a CPU with {one}; this one has {other}"
+    warnings.warn(f"{folder}: {said}: right, but perhaps not the fastest; build it again here", stacklevel=3)
 
 
 def _require_no_engine(module: Module, folder: Path) -> None:
@@ -304,9 +325,18 @@ def _require_provider(provider: str) -> None:
         raise UnavailableError(f"{provider} is not in this onnxruntime ({', '.join(ort.get_available_providers())})")
 
 
-def write_manifest(directory: Path, key: str, target: str, report: Mapping[str, Any], version: str) -> None:
-    """Write manifest.json last, over everything else in `directory`."""
-    write_json(
-        directory / MANIFEST_FILE,
-        {"joulec": version, "key": key, "target": target, "files": digests(directory), "report": dict(report)},
-    )
+def write_manifest(
+    directory: Path, key: str, target: str, report: Mapping[str, Any], version: str, measured_here: bool = False
+) -> None:
+    """Write manifest.json last, over everything else in `directory`.
+
+    Args:
+        directory: the artefact.
+        key: content key of the build.
+        target: whom it is for.
+        report: as JSON.
+        version: joulec's.
+        measured_here: whether its choices were measured on this CPU, which is recorded then.
+    """
+    about = {"joulec": version, "key": key, "target": target, "cpu": described() if measured_here else None}
+    write_json(directory / MANIFEST_FILE, {**about, "files": digests(directory), "report": dict(report)})

@@ -52,6 +52,8 @@ class SessionSettings:
         threads: intra-op threads, 0 for ONNX Runtime's default.
         config: session configuration entries, from `SESSION_KEYS`.
         disabled_optimizers: from `OPTIMIZERS`.
+        arena: whether activations live in memory that is kept between runs.
+        sizes: symbolic dimensions that have one size for good (free-dimension overrides).
     """
 
     provider: str
@@ -59,6 +61,8 @@ class SessionSettings:
     threads: int = 1
     config: Mapping[str, str] = field(default_factory=dict)
     disabled_optimizers: tuple[str, ...] = ()
+    arena: bool = True
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` reads."""
@@ -68,6 +72,8 @@ class SessionSettings:
             "threads": self.threads,
             "config": dict(self.config),
             "disabled_optimizers": list(self.disabled_optimizers),
+            "arena": self.arena,
+            "sizes": dict(self.sizes),
         }
 
     @classmethod
@@ -84,7 +90,7 @@ class SessionSettings:
         """
         if not isinstance(data, dict) or not isinstance(data.get("provider"), str):
             raise InputError(f"{where}: not a session file (an object with 'provider')")
-        unknown = set(data) - {"provider", "provider_options", "threads", "config", "disabled_optimizers"}
+        unknown = set(data) - set(cls.__dataclass_fields__)
         _allow(where, "key", unknown, frozenset())
         threads = data.get("threads", 1)
         if type(threads) is not int or not 0 <= threads <= 1024:
@@ -96,11 +102,18 @@ class SessionSettings:
         _allow(where, "provider option", options, provider_options)
         _allow(where, "session option", config, SESSION_KEYS)
         _allow(where, "disabled optimizer", disabled, OPTIMIZERS)
-        return cls(data["provider"], options, threads, config, tuple(disabled))
+        arena, sizes = data.get("arena", True), data.get("sizes", {})
+        if type(arena) is not bool:
+            raise InputError(f"{where}: arena must be true or false")
+        if not isinstance(sizes, dict) or not all(type(size) is int and 0 < size < 1 << 31 for size in sizes.values()):
+            raise InputError(f"{where}: sizes must map symbols to sizes from 1 up")
+        return cls(data["provider"], options, threads, config, tuple(disabled), arena, sizes)
 
     def options(self, custom_ops: Sequence[Path] = ()) -> SessionOptions:
         """The same settings for a `Runner`."""
-        return SessionOptions(self.threads, "all", self.config, self.disabled_optimizers, tuple(custom_ops))
+        return SessionOptions(
+            self.threads, "all", self.config, self.disabled_optimizers, tuple(custom_ops), self.arena, self.sizes
+        )
 
 
 def _strings(where: str, data: Mapping[str, Any], key: str) -> dict[str, str]:
@@ -214,10 +227,22 @@ class Backend(ABC):
         """How the artefact of `module` is to be opened, given the sizes that the user named."""
         return self.settings(threads)
 
-    def emit(self, module: Module, directory: Path, threads: int, shapes: Shapes | None = None) -> None:
-        """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`."""
+    def emit(
+        self, module: Module, directory: Path, threads: int, shapes: Shapes | None = None,
+        session: SessionSettings | None = None,
+    ) -> None:  # fmt: skip
+        """Write model.onnx (weights beyond 1 GiB beside it) and session.json into `directory`.
+
+        Args:
+            module: what is emitted.
+            directory: exists, and is empty.
+            threads: intra-op threads.
+            shapes: sizes that the user named.
+            session: how the artefact is to be opened, where that was tuned.
+        """
         self.finished(module).save(directory / MODEL_FILE)
-        write_json(directory / SESSION_FILE, self.settings_for(module, threads, shapes or {}).to_json())
+        chosen = session or self.settings_for(module, threads, shapes or {})
+        write_json(directory / SESSION_FILE, chosen.to_json())
 
     @abstractmethod
     def check(self, emitted: Artefact) -> list[Rung]:

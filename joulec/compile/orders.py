@@ -20,6 +20,9 @@ from joulec.passes.quantize_weights import QuantizeWeights
 SEARCH_SECONDS = 120.0
 """How long the search for operators worth quantizing may take when the user orders nothing."""
 
+GOALS = ("latency", "energy")
+"""What a session can be tuned for."""
+
 DEFAULT_MAX_DROP = 0.01
 """The accuracy budget in absolute points when the user orders nothing."""
 
@@ -37,6 +40,7 @@ class Orders:
         keep_float: patterns of node names or operator types that no quantization touches, whoever chooses it.
         float16: insist on 16-bit floats where the target has kernels, forbid them, or leave it to joulec.
         search_seconds: how long joulec may look for the operators that are worth quantizing.
+        tune: what the session is tuned for: the time of an inference, or its energy; None leaves it as it is.
     """
 
     passes: tuple[Pass, ...] | None = None
@@ -47,6 +51,7 @@ class Orders:
     keep_float: tuple[str, ...] = ()
     search_seconds: float = SEARCH_SECONDS
     float16: bool | None = None
+    tune: str | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
@@ -55,6 +60,8 @@ class Orders:
             raise InputError(f"max_drop must be a number of points from 0 up, or None, not {self.max_drop}")
         if not 0 <= self.search_seconds < math.inf:
             raise InputError(f"--search-budget must be a time from 0 up, not {self.search_seconds}")
+        if self.tune not in (None, *GOALS):
+            raise InputError(f"--tune: write {', '.join(GOALS)} or off, not {self.tune!r}")
         if not all(pattern and ";" not in pattern for pattern in self.keep_float):
             raise InputError("--keep-float: write one pattern a time, e.g. --keep-float 'conv_1*' --keep-float Softmax")
         if self.passes is None:
@@ -90,6 +97,8 @@ class Orders:
         if self.float16 is not None:
             said.append("--float16" if self.float16 else "--no-float16")
         said += [f"--keep-float {pattern}" for pattern in self.keep_float]
+        if self.tune is not None:
+            said.append(f"--tune {self.tune}")
         if self.budget_given:
             said.append("--max-drop none" if self.max_drop is None else f"--max-drop {self.max_drop:g}")
         return tuple(said)

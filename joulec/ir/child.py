@@ -55,8 +55,9 @@ class ChildRunner(Runner):
         _, outputs = self._request({"do": "run", "handle": handle}, dict(feed))
         return outputs
 
-    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
-        _, values = self._request({"do": "spend", "handles": list(handles), "rounds": rounds}, dict(feed))
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int, pause: float = 0.0) -> Array:
+        asked = {"do": "spend", "handles": list(handles), "rounds": rounds, "pause": pause}
+        _, values = self._request(asked, dict(feed))
         seconds: Array = values["seconds"]
         return seconds
 
@@ -186,7 +187,8 @@ def _answer(runner: LocalRunner, message: dict[str, Any], values: dict[str, Any]
         case "run":
             return {}, runner.run(message["handle"], values)
         case "spend":
-            return {}, {"seconds": runner.spend(message["handles"], values, rounds=message["rounds"])}
+            rounds, pause = message["rounds"], message["pause"]
+            return {}, {"seconds": runner.spend(message["handles"], values, rounds=rounds, pause=pause)}
         case "unload":
             runner.unload(message["handle"])
             return {}, {}

@@ -34,6 +34,18 @@ def cpu_name() -> str:
     return f"{found['model']} ({found['machine']}, features {found['features']}, {found['cores']} cores)"
 
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Instruction sets that ONNX Runtime has integer and float kernels of their own for."""
+
+
+def described() -> dict[str, Any]:
+    """This CPU as a manifest holds it: what measurements depend on, the instruction sets by name."""
+    found, flags = cpu(), cpu_flags()
+    sets = [name for name in INSTRUCTIONS if name in flags]
+    return {"model": found["model"], "machine": found["machine"], "cores": found["cores"], "instructions": sets}
+
+
 def cpu_flags() -> frozenset[str]:
     """The instruction sets that Linux lists for this CPU; empty where it lists none."""
-    return frozenset(_cpuinfo().get("flags", "").split())
+    found = _cpuinfo()
+    return frozenset(found.get("flags", found.get("Features", "")).split())

@@ -60,8 +60,11 @@ class Runner(ABC):
         return seconds
 
     @abstractmethod
-    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
-        """Like `time`, with the CPU seconds of all threads beside the wall seconds: (rounds, len(handles), 2)."""
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int, pause: float = 0.0) -> Array:
+        """Like `time`, with the CPU seconds of all threads beside the wall seconds: (rounds, len(handles), 2).
+
+        After every run come `pause` seconds of rest; what threads burn meanwhile is among the CPU seconds.
+        """
 
     @abstractmethod
     def profile(
@@ -124,8 +127,8 @@ class LocalRunner(Runner):
     def run(self, handle: int, feed: Feed) -> dict[str, Array]:
         return run_session(self._sessions[handle], feed)
 
-    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int) -> Array:
-        return spend_sessions([self._sessions[handle] for handle in handles], feed, rounds)
+    def spend(self, handles: Sequence[int], feed: Feed, *, rounds: int, pause: float = 0.0) -> Array:
+        return spend_sessions([self._sessions[handle] for handle in handles], feed, rounds, pause)
 
     def profile(
         self, module: Module, feed: Feed, *, rounds: int, options: SessionOptions | None = None

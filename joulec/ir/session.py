@@ -32,6 +32,8 @@ class SessionOptions:
         config: session configuration entries.
         disabled_optimizers: ONNX Runtime optimizers by name.
         custom_ops: shared libraries of custom operators, named by the user.
+        arena: whether activations live in memory that is kept between runs.
+        sizes: symbolic dimensions that have one size for good; other sizes are refused then.
     """
 
     threads: int = 1
@@ -39,6 +41,8 @@ class SessionOptions:
     config: Mapping[str, str] = field(default_factory=lambda: {"session.intra_op.allow_spinning": "0"})
     disabled_optimizers: tuple[str, ...] = ()
     custom_ops: tuple[Path, ...] = ()
+    arena: bool = True
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 MAX_REASON = 500
@@ -100,8 +104,11 @@ def _settings(options: SessionOptions) -> Any:
         "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     }[options.optimization]
+    settings.enable_cpu_mem_arena = options.arena
     for key, value in options.config.items():
         settings.add_session_config_entry(key, value)
+    for symbol, size in options.sizes.items():
+        settings.add_free_dimension_override_by_name(symbol, size)
     for library in options.custom_ops:
         _register(settings, library)
     return settings
@@ -174,17 +181,23 @@ def time_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
     return seconds
 
 
-def spend_sessions(sessions: Sequence[Any], feed: Feed, rounds: int) -> Array:
+def spend_sessions(sessions: Sequence[Any], feed: Feed, rounds: int, pause: float = 0.0) -> Array:
     """Wall and CPU seconds of interleaved runs, (rounds, len(sessions), 2).
 
     CPU seconds are those of all threads of this process; the clock is read outside the wall time, which it must not
     lengthen.
+
+    Args:
+        sessions: run in turn.
+        feed: of every run.
+        rounds: runs of each.
+        pause: seconds of rest behind every run; what threads burn in it counts as CPU seconds of that run.
     """
     with _failing_on_feed():
-        return _interleaved(sessions, dict(feed), rounds)
+        return _interleaved(sessions, dict(feed), rounds, pause)
 
 
-def _interleaved(sessions: Sequence[Any], given: dict[str, Array], rounds: int) -> Array:
+def _interleaved(sessions: Sequence[Any], given: dict[str, Array], rounds: int, pause: float) -> Array:
     spent = np.zeros((rounds, len(sessions), 2))
     order = list(range(len(sessions)))
     for index in range(rounds):
@@ -193,5 +206,7 @@ def _interleaved(sessions: Sequence[Any], given: dict[str, Array], rounds: int) 
             start = time.perf_counter()
             sessions[column].run(None, given)
             wall = time.perf_counter() - start
+            if pause:
+                time.sleep(pause)
             spent[index, column] = wall, time.process_time() - cpu
     return spent

@@ -293,3 +293,32 @@ def test_the_same_arrays_make_the_same_bytes(tmp_path: Path):
     write_arrays(tmp_path / "1.npz", arrays)
     write_arrays(tmp_path / "2.npz", dict(reversed(arrays.items())))
     assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+
+
+# -- sessions and CPUs ----------------------------------------------------------------------------------------------
+
+
+def test_a_tuned_session_is_opened_as_it_says(built: Path):
+    session(built, arena=False, sizes={"n": 1}, config={"session.disable_prepacking": "1"}, threads=2)
+    opened = load(built)
+    options = opened.get_session_options()
+    assert (options.enable_cpu_mem_arena, options.intra_op_num_threads) == (False, 2)
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+    assert opened.get_inputs()[0].shape == [1, 4]
+
+
+@pytest.mark.parametrize("wrong", [{"arena": 1}, {"sizes": {"n": 0}}, {"sizes": {"n": True}}, {"sizes": [1]}])
+def test_a_wrong_arena_or_size_is_refused(built: Path, wrong: dict[str, object]):
+    session(built, **wrong)
+    assert "must" in refusal(built)
+
+
+def test_another_cpu_is_warned_of(built: Path, monkeypatch: pytest.MonkeyPatch):
+    artefact.write_manifest(built, "key", "cpu", {}, "0", measured_here=True)
+    load(built)  # the same CPU: no warning, which would be an error here
+    monkeypatch.setattr(artefact, "described", lambda: {"instructions": ["avx2"]})
+    manifest = json.loads((built / "manifest.json").read_text())
+    manifest["cpu"]["instructions"] = ["avx2", "avx512_vnni"]
+    (built / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.warns(UserWarning, match="chosen on a CPU with avx2, avx512_vnni; this one has avx2: right, but"):
+        load(built)
