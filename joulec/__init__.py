@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from joulec.errors import BudgetError, CheckError, InputError, JoulecError, UnavailableError
     from joulec.explaining import explain
     from joulec.footprint import carbon
+    from joulec.gating import Gate, gate
     from joulec.ir.module import Module
     from joulec.ir.rewrite import Refused, Rewriter
     from joulec.ir.rules import Rule
@@ -35,6 +36,7 @@ _HOMES = {
     "joulec.errors": ("BudgetError", "CheckError", "InputError", "JoulecError", "UnavailableError"),
     "joulec.explaining": ("explain",),
     "joulec.footprint": ("carbon",),
+    "joulec.gating": ("Gate", "gate"),
     "joulec.ir.module": ("Module",),
     "joulec.ir.rewrite": ("Refused", "Rewriter"),
     "joulec.ir.rules": ("Rule",),
@@ -53,6 +55,7 @@ __all__ = [
     "Estimate",
     "Fidelity",
     "FineTuned",
+    "Gate",
     "InputError",
     "JoulecError",
     "Module",
@@ -75,6 +78,7 @@ __all__ = [
     "estimate",
     "explain",
     "finetune",
+    "gate",
     "load",
     "measure",
     "optimize",

@@ -12,7 +12,7 @@ import joulec
 from joulec import decisions as recording
 from joulec import describe
 from joulec.backends import BACKENDS, Backend, artefact, backend
-from joulec.build import Build, Progress, Request, Shapes, runner_for
+from joulec.build import Build, Progress, Request, Shapes, runner_for, within_energy
 from joulec.compile.orders import SEARCH_SECONDS
 from joulec.compiler import DEFAULT_MAX_DROP, Compiled, Orders
 from joulec.data import load_feeds, probing_feeds, synthetic_feeds
@@ -92,6 +92,7 @@ def optimize(
     threads: int = 1,
     seed: int = 0,
     device: str | None = None,
+    max_energy: float | None = None,
     remeasure: bool = False,
     observers: Sequence[Observer] = (),
     progress: Progress = lambda message, fraction: None,
@@ -126,6 +127,7 @@ def optimize(
         threads: intra-op threads, for measurement and in the artefact.
         seed: of random and synthetic data.
         device: device profile that prices nodes.
+        max_energy: the most joules per inference that the result may be predicted to cost; more is a BudgetError.
         remeasure: ignore decisions cached by earlier builds.
         observers: told about every pass.
         progress: told about long work.
@@ -142,7 +144,7 @@ def optimize(
     )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,
-        tuple(plugins), tuple(map(Path, custom_ops)), trust_code,
+        tuple(plugins), tuple(map(Path, custom_ops)), trust_code, max_energy,
     )  # fmt: skip
     backends = _backends(target)
     places = _places(out, backends)
@@ -161,7 +163,8 @@ def optimize(
             for one in todo:
                 name = one.target.name
                 reports[name], modules[name] = build.run(one, keys[name], places.get(name))
-    return Result({b.target.name: _known(reports, b) for b in backends}, places, modules)
+    allowed = {b.target.name: within_energy(_known(reports, b), max_energy) for b in backends}
+    return Result(allowed, places, modules)
 
 
 def _known(reports: Mapping[str, Report | None], one: Backend) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from joulec.decisions import Decisions
 from joulec.energy import DeviceProfile, EnergyModel, profile_for
 from joulec.energy.bind import bind, still_open
 from joulec.energy.profile import DEFAULT
-from joulec.errors import CheckError, InputError, JoulecError
+from joulec.errors import BudgetError, CheckError, InputError, JoulecError
 from joulec.ir.feeds import Feed, Feeds
 from joulec.ir.layers import layers
 from joulec.ir.lower import Lowered
@@ -37,8 +38,10 @@ from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes._calibration_file import to_json as ranges_to_json
 from joulec.passes.pipeline import PROBES, Observer
+from joulec.report import units, words
 from joulec.report.data import Accuracy, Report
 from joulec.report.html import render
+from joulec.shapespec import spelled_size
 
 if TYPE_CHECKING:
     from joulec.ir.sandbox import Limits
@@ -65,8 +68,11 @@ class Request:
     plugins: tuple[str, ...]
     custom_ops: tuple[Path, ...]
     trust_code: bool
+    max_energy: float | None = None
 
     def __post_init__(self) -> None:
+        if self.max_energy is not None and not 0 < self.max_energy < math.inf:
+            raise InputError(f"max_energy must be a number of joules above 0, not {self.max_energy}")
         for name, value, least in (("threads", self.threads, 0), ("seed", self.seed, 0)):
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} must be an integer from {least} up, not {value!r}")
@@ -139,7 +145,7 @@ class Build:
             self.observers, self.progress, self._is_here(energy.profile),
         )  # fmt: skip
         compiled = compiler.compile()
-        report = self._report(compiled, one, inputs, energy)
+        report = within_energy(self._report(compiled, one, inputs, energy), self.request.max_energy)
         if place is not None:
             report = self._write(report, compiled, one, inputs, key, place, compiler.times_target)
         if recorded is None and key is not None and (problem := recording.remember(key, compiled.decisions)):
@@ -237,14 +243,17 @@ class Build:
             ),
             parity=None if self.lowered.parity is None else self.lowered.parity.to_json(),
             notes=(*report.notes, *_input_notes(inputs)),
+            shapes=tuple(f"{name}={spelled_size(size)}" for name, size in request.shapes.items()),
         )
 
     def _accuracy(self, compiled: Compiled, inputs: Inputs) -> Accuracy | None:
         judge = inputs.judge
         if judge is None or compiled.score is None:
             return None
-        drop = judge.baseline - compiled.score
-        return Accuracy(judge.name, judge.baseline, compiled.score, drop, self.request.orders.max_drop, judge.data)
+        drop, found = judge.baseline - compiled.score, compiled.verdict
+        samples, bound = (None, None) if found is None else (found.samples, found.bound)
+        budget = self.request.orders.max_drop
+        return Accuracy(judge.name, judge.baseline, compiled.score, drop, budget, judge.data, samples, bound)
 
     def _artefact(self, module: Module, folder: Path, inputs: Inputs) -> Artefact:
         """What the checks look at: the user's feeds where they have the sizes of the artefact, else made-up ones."""
@@ -295,6 +304,27 @@ def _fits(shape: Sequence[int], value: ir.Value) -> bool:
         return True
     fixed = zip(shape, dims, strict=False)
     return len(shape) == len(dims) and all(not isinstance(dim, int) or dim == size for size, dim in fixed)
+
+
+def within_energy(report: Report, most: float | None) -> Report:
+    """The report, which says what was allowed; `most` is in joules per inference.
+
+    Raises:
+        BudgetError: the predicted joules are more than that.
+    """
+    if most is None or report.energy is None:
+        return replace(report, max_energy=most)
+    after = report.energy.after
+    if after["total_joules"] > most:
+        spent = sorted(((joules or 0.0, op) for op, _, joules in report.energy.by_op), reverse=True)
+        costliest = ", ".join(f"{op} {units.joules(joules)}" for joules, op in spent[:3])
+        raise BudgetError(
+            f"{units.joules(after['total_joules'])} per inference ({words.energy_basis(report.energy)}), "
+            f"the energy budget is {units.joules(most)}; most of it: {costliest}"
+        )
+    unknown = ", ".join(after["unknown"][:6])
+    more = [f"energy budget: nobody knows what {unknown} spends; it is not counted"] if unknown else []
+    return replace(report, max_energy=most, notes=tuple(dict.fromkeys((*report.notes, *more))))
 
 
 def synthetic_probes(module: Module, shapes: Shapes, seed: int) -> tuple[Sequence[Feed], str | None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from joulec import __version__, cli_carbon, cli_diagnosis, cli_energy, cli_targets, cli_training
+from joulec import __version__, cli_carbon, cli_diagnosis, cli_energy, cli_gate, cli_targets, cli_training
 from joulec import cli_options as options
 from joulec.cli_output import epilog, print_json
 from joulec.errors import CheckError, InputError, JoulecError
@@ -27,7 +27,7 @@ INTERNAL_ERROR, INTERRUPTED = 1, 130
 MAX_MESSAGE = 1500
 
 EXIT_CODES = (
-    "Exit codes: 0 done · 2 bad input or usage · 3 accuracy budget not met · 4 a check failed · "
+    "Exit codes: 0 done · 2 bad input or usage · 3 a budget (accuracy, energy) not met · 4 a check failed · "
     "5 target or extra not available here · 1 a bug in joulec"
 )
 
@@ -84,6 +84,7 @@ def _root(
         "joulec optimize model.keras -o build/ --data calib.npz --metric metric.py:accuracy --max-drop 0.5%",
         "joulec optimize model.onnx -o build/ --target cpu --target tensorrt --shape batch=8",
         "joulec optimize model.onnx -o build/ --passes 'fold-constants,prune-magnitude{sparsity=0.5}'",
+        "joulec optimize model.onnx -o build/ --max-energy 2.5mJ   exit 3 beyond 2.5 mJ an inference",
         "joulec optimize --config joulec.toml   in CI: says 'up to date' when nothing changed",
         EXIT_CODES,
     ),
@@ -103,6 +104,7 @@ def optimize(
     data: options.Data = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
+    max_energy: options.MaxEnergy = None,
     passes: options.Passes = None,
     sparsity: options.Sparsity = None,
     int8: options.Int8 = None,
@@ -175,6 +177,7 @@ def simplify(
 
 app.command(epilog=cli_energy.ESTIMATE_HELP)(cli_energy.estimate)
 app.command(epilog=cli_carbon.CARBON_HELP)(cli_carbon.carbon)
+app.command(epilog=cli_gate.GATE_HELP)(cli_gate.gate)
 
 
 @app.command(epilog="joulec verify model.onnx build/ --data calib.npz")

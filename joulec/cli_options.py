@@ -22,7 +22,7 @@ CONFIG_KEYS: Mapping[str, Any] = {
     "keep_float": list[str], "search_budget": str | float, "tune": str,
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
-    "threads": int, "seed": int, "device": str, "remeasure": bool,
+    "threads": int, "seed": int, "device": str, "max_energy": str | float, "remeasure": bool,
 }  # fmt: skip
 """The keys of joulec.toml, which are the options of `optimize`, and their types."""
 
@@ -84,9 +84,18 @@ def _values(chosen: Mapping[str, Any]) -> dict[str, Any]:
         result["search_budget"] = duration(str(result["search_budget"]), "--search-budget", zero=True)
     if result.get("tune") == "off":
         del result["tune"]
+    if "max_energy" in result:
+        result["max_energy"] = _joules(result["max_energy"])
     if "shape" in result:
         result["shape"] = shapes(result["shape"])
     return result
+
+
+def _joules(given: str | float) -> float:
+    """`--max-energy`: a text with its unit, or in joulec.toml a number of joules."""
+    from joulec.cli_quantities import joules
+
+    return joules(given if isinstance(given, str) else f"{given}J", "--max-energy")
 
 
 def _require_sane(chosen: Mapping[str, Any]) -> None:
@@ -209,6 +218,13 @@ MaxDrop = Annotated[
     _option(
         "--max-drop", panel=_JUDGING, metavar="DROP",
         help="Accuracy budget in absolute points: 0.01, 1% or none. Given, it binds your orders too. Default: 0.01.",
+    ),
+]  # fmt: skip
+MaxEnergy = Annotated[
+    str | None,
+    _option(
+        "--max-energy", panel=_JUDGING, metavar="E",
+        help="The most that an inference may be predicted to spend, e.g. 2.5mJ; exit 3 and nothing written beyond it.",
     ),
 ]  # fmt: skip
 Shape = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from joulec.backends.base import SessionSettings
-from joulec.compile.bench import Bench, Book, why_unchanged
+from joulec.compile.bench import Bench, Book, Verdict, why_unchanged
 from joulec.compile.bound import bound
 from joulec.compile.exact import droppable, optimize_exactly
 from joulec.compile.half import FLOAT16, halved
@@ -17,6 +17,7 @@ from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
 from joulec.describe import step_report
 from joulec.errors import BudgetError
+from joulec.ir.machine import cpu_name
 from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes._quantizers import quantizes
@@ -40,6 +41,8 @@ class Compiled:
     notes: tuple[str, ...]
     session: SessionSettings | None = None
     """How the artefact is opened, where that was tuned."""
+    verdict: Verdict | None = None
+    """What the judge said of `module`, where there is one."""
 
 
 class Compiler(Bench):
@@ -58,6 +61,7 @@ class Compiler(Bench):
             module, worth = self._undone(module, worth)
         paired = None if worth is None else worth.paired
         score = self._within_budget(module)
+        verdict = None if self.inputs.judge is None else self.verdict(module)
         book = self.book
         if (fixed := bound(self, module)) is not None:
             book.keep(fixed)
@@ -69,7 +73,7 @@ class Compiler(Bench):
             tuple(book.points), tuple(book.doubts), book.float16, None if session is None else session.to_json(),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
-        return Compiled(module, tuple(book.steps), decisions, score, notes, session)
+        return Compiled(module, tuple(book.steps), decisions, score, notes, session, verdict)
 
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())
@@ -153,4 +157,5 @@ def latency_of(paired: Paired) -> Latency:
     return Latency(
         before_ms=round(paired.base_ms, 6), after_ms=round(paired.candidate_ms, 6), ratio=round(paired.ratio, 4),
         low=round(paired.low, 4), high=round(paired.high, 4), rounds=paired.rounds, threads=paired.threads,
+        machine=cpu_name(),
     )  # fmt: skip

@@ -18,7 +18,7 @@ class InputError(JoulecError):
 
 
 class BudgetError(JoulecError):
-    """The accuracy budget cannot be met by what was ordered (exit 3)."""
+    """A budget is not met: accuracy by what was ordered, joules, or what a lock file allows (exit 3)."""
 
     exit_code = 3
 

@@ -47,6 +47,11 @@ def span_of(size: int) -> tuple[int, int, int]:
     return (size.low, int(size), size.high) if isinstance(size, SizeRange) else (size, size, size)
 
 
+def spelled_size(size: int | tuple[int, ...]) -> str:
+    """A size, or all the dimensions of an input, as `parse_shapes` reads them."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
 def parse_shapes(texts: str | Iterable[str]) -> Spec:
     """Parse every `--shape` given; several entries in one are separated by commas.
 

@@ -119,7 +119,7 @@ def test_no_command_shows_the_help(call):
 def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
-        "optimize", "simplify", "estimate", "carbon", "verify", "explain", "bisect", "measure", "finetune", "passes", "targets",
+        "optimize", "simplify", "estimate", "carbon", "gate", "verify", "explain", "bisect", "measure", "finetune", "passes", "targets",
         "lint", "devices",
         "calibrate-device",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("path", "count"),
-    [(ROOT / "Makefile", 2), (EXAMPLES / "docker/Dockerfile", 1), (EXAMPLES / "ci/github-workflow.yml", 2)],
+    [(ROOT / "Makefile", 2), (EXAMPLES / "docker/Dockerfile", 1), (EXAMPLES / "ci/github-workflow.yml", 4)],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_command_lines_use_options_that_exist(path, count):

@@ -28,7 +28,7 @@ FLOORS = {
 
 API = {
     "accuracy", "api", "bisecting", "bisection", "build", "compile", "compiler", "decisions", "describe",
-    "explaining", "fidelity", "footprint", "linting", "measuring", "pages", "payoff", "reduction", "training",
+    "explaining", "fidelity", "footprint", "gating", "linting", "measuring", "pages", "payoff", "reduction", "training",
 }  # fmt: skip
 """Modules that together make up the room `api`."""
 

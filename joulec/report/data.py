@@ -169,7 +169,12 @@ class Point(Data):
 
 @dataclass(frozen=True)
 class Accuracy(Data):
-    """Accuracy of the input model and of the artefact; `name` is `metric` or `fidelity`."""
+    """Accuracy of the input model and of the artefact; `name` is `metric` or `fidelity`.
+
+    Attributes:
+        samples: how many it was judged on, where that is known.
+        bound: what the drop stays below on other data of this kind, 5 times in 6, where that can be told.
+    """
 
     name: str
     before: float
@@ -177,11 +182,13 @@ class Accuracy(Data):
     drop: float
     budget: float | None
     feeds: str
+    samples: int | None = None
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
 class Latency(Data):
-    """Paired latency on this machine; `ratio` is before over after, above 1 is faster."""
+    """Paired latency on one machine, named `machine`; `ratio` is before over after, above 1 is faster."""
 
     before_ms: float
     after_ms: float
@@ -190,6 +197,7 @@ class Latency(Data):
     high: float
     rounds: int
     threads: int
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -251,6 +259,8 @@ class Report(Data):
         files: name -> bytes of the artefact's files.
         parity: how lowering compared with the source framework, or None for ONNX input.
         points: sets of operators that were tried in INT8, with accuracy, time and predicted energy.
+        shapes: the sizes that the user gave to open dimensions, in their spelling.
+        max_energy: the most joules per inference that the user allowed.
     """
 
     joulec: str
@@ -276,6 +286,8 @@ class Report(Data):
     files: dict[str, int] = field(default_factory=dict)
     directory: str | None = None
     points: tuple[Point, ...] = ()
+    shapes: tuple[str, ...] = ()
+    max_energy: float | None = None
 
     def without_timings(self) -> Report:
         """The same report with every measured time left out: what must be identical on a rebuild."""

@@ -94,7 +94,12 @@ def change(before: float, after: float) -> str:
         return "no change"
     if before == 0:
         return "new"
-    percent = 100 * (after - before) / before
+    return percent((after - before) / before)
+
+
+def percent(share: float) -> str:
+    """A share with its sign, in percent: `−25 %`."""
+    percent = 100 * share
     if abs(percent) < 0.05:
         return "under 0.1\u00a0%"
     text = f"{percent:+.1f}" if abs(percent) < 10 else f"{percent:+.0f}"

@@ -47,7 +47,7 @@ def facts(report: Report) -> list[Fact]:
     rows = [
         None if report.accuracy is None else accuracy(report.accuracy),
         None if report.latency is None else latency(report.latency),
-        None if report.energy is None else energy(report.energy),
+        None if report.energy is None else energy(report.energy, report.max_energy),
         _counted(
             "nodes", report.nodes_before, report.nodes_after, f"{report.nodes_before:,}", f"{report.nodes_after:,}"
         ),
@@ -93,7 +93,7 @@ def latency(found: Latency) -> Fact:
     return Fact("latency", units.milliseconds(found.before_ms), units.milliseconds(found.after_ms), change, good, how)
 
 
-def energy(found: EnergyChange) -> Fact:
+def energy(found: EnergyChange, allowed: float | None = None) -> Fact:
     """The row for joules per inference; what the model cannot tell apart is said to be so."""
     before, after = found.before["total_joules"], found.after["total_joules"]
     difference = units.change(before, after)
@@ -102,6 +102,8 @@ def energy(found: EnergyChange) -> Fact:
         difference = f"{difference}, within the model's error" if before != after else difference
     elif before != after:
         good = after < before
+    if allowed is not None:
+        difference += f" ({units.joules(allowed)} allowed)"
     return Fact("energy", units.joules(before), units.joules(after), difference, good, energy_basis(found))
 
 
