@@ -15,6 +15,7 @@ from joulec.passes.eliminate_dead_code import EliminateDeadCode
 from joulec.passes.schemes import CPU_SCHEME
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
+from joulec.passes.widen_convolutions import WidenConvolutions
 
 QDQ_OPSET = 13
 """Opset of per-channel QuantizeLinear and DequantizeLinear."""
@@ -34,8 +35,10 @@ class CpuBackend(Backend):
         return [UpgradeOpset()]
 
     def layouts(self) -> list[Pass]:
-        """Whole blocks of channels: convolutions compute in them, and leave that layout where they are not filled."""
-        return [AlignChannels(), EliminateDeadCode()]
+        """Images of height 1 instead of sequences, also at the cost of a few relayouts; and whole blocks of channels:
+        convolutions compute in them, and leave that layout where they are not filled.
+        """
+        return [WidenConvolutions(added=4), AlignChannels(), EliminateDeadCode()]
 
     def finished(self, module: Module) -> Module:
         """Without shapes of intermediate values: ONNX Runtime infers its own. Where the file declares them, it fuses

@@ -17,15 +17,20 @@ def aligned(bench: Bench, module: Module) -> Module:
     if not passes or known is False or (known is None and not bench.times_target):
         return module
     outcome = bench.run(passes, module)
-    if outcome.steps[0].status != "applied" or not (known or _faster(bench, module, outcome)):
+    if not _laid_out(outcome) or not (known or _faster(bench, module, outcome)):
         return module
     bench.book.keep(outcome)
     return outcome.module
 
 
+def _laid_out(outcome: Outcome) -> list[str]:
+    """The layouts that changed something; what cleans up behind them is last and none."""
+    return [step.spelling for step in outcome.steps[:-1] if step.status == "applied"]
+
+
 def _faster(bench: Bench, module: Module, outcome: Outcome) -> bool:
     worth = bench.weigh(module, outcome.module)
-    said = f"{outcome.steps[0].spelling}: {worth.said('the model without')}"
+    said = f"{', '.join(_laid_out(outcome))}: {worth.said('the model without')}"
     kept = worth.better and bench.rounding(outcome.module) is None
     bench.book.choose(LAYOUT, kept, said, worth)
     if not kept:

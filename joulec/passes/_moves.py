@@ -12,7 +12,7 @@ from joulec.ir.dims import END, slice_bounds
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, constant, constant_tensor, input_at, sole_consumer
-from joulec.passes._reshapes import MAX_GATHERS, ShapeRule
+from joulec.passes._reshapes import MAX_GATHERS, ShapeRule, axes_given
 
 
 class FlattenConcat(ShapeRule):
@@ -282,15 +282,32 @@ class Idempotent(Rule):
 
 
 class ReduceNothing(ShapeRule):
-    """ReduceMax, ReduceMin or ReduceProd over dimensions of 1 -> the input."""
+    """ReduceMax, ReduceMin, ReduceProd or ReduceMean over dimensions of 1 -> the input, or a Squeeze of it."""
 
-    ops = ("ReduceMax", "ReduceMin", "ReduceProd")
+    ops = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean")
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
         source = node.inputs[0]
-        before = self.dims(source)
-        if source is not None and before is not None and before == self.dims(node.outputs[0]):
+        before, after = self.dims(source), self.dims(node.outputs[0])
+        if source is None or before is None or after is None or source.dtype is None:
+            return
+        if before == after:
             self.remove(node, source, rewriter)
+        elif attribute(node, "keepdims", 1) == 0 and self.is_main(node, rewriter):
+            axes = axes_given(node)
+            gone = sorted({axis % len(before) for axis in axes or range(len(before))}) if before else []
+            if gone and all(before[axis] == 1 for axis in gone):
+                self._squeeze(node, source, gone, rewriter)
+
+    def _squeeze(self, node: ir.Node, source: ir.Value, axes: list[int], rewriter: Rewriter) -> None:
+        inputs: list[ir.Value | None] = [source]
+        if rewriter.module.opset >= 13:
+            hint = f"{node.name or 'axes'}_axes"
+            inputs.append(rewriter.constant(np.array(axes, np.int64), hint, at=node))
+        given = {"axes": axes} if len(inputs) == 1 else {}
+        output = node.outputs[0]
+        (new,) = rewriter.add("Squeeze", inputs, given, before=node, name=node.name, like=output)
+        self.substitute(node, new, rewriter)
 
 
 class MergePads(ShapeRule):

@@ -125,7 +125,7 @@ class MergeRelayouts(ShapeRule):
 
     def _merge_axes(self, node: ir.Node, first: ir.Node, source: ir.Value, rewriter: Rewriter) -> None:
         """Axes that both name together, counted on the longer of the outer shapes."""
-        inner, outer = _axes(first), _axes(node)
+        inner, outer = axes_given(first), axes_given(node)
         middle = self.dims(first.outputs[0])
         if inner is None or outer is None or middle is None:
             return
@@ -146,7 +146,8 @@ class MergeRelayouts(ShapeRule):
             rewriter.set_input(node, 1, rewriter.constant(np.array(axes, np.int64), hint, at=node))
 
 
-def _axes(node: ir.Node) -> list[int] | None:
+def axes_given(node: ir.Node) -> list[int] | None:
+    """The axes that an operator names, by attribute or by a constant input; None where it names none."""
     given = attribute(node, "axes")
     if given is None and len(node.inputs) > 1:
         given = constant(node.inputs[1])

@@ -17,6 +17,7 @@ from joulec.passes.fuse_transpose import FuseTranspose
 from joulec.passes.raise_patterns import RaisePatterns
 from joulec.passes.simplify_movement import SimplifyMovement
 from joulec.passes.simplify_shapes import SimplifyShapes
+from joulec.passes.widen_convolutions import WidenConvolutions
 
 
 def exact_passes() -> list[Pass]:
@@ -36,6 +37,7 @@ def exact_passes() -> list[Pass]:
         FusePooling(),
         FuseAffine(),
         FuseGemm(),
+        WidenConvolutions(),
         EliminateCommonSubexpressions(),  # behind the fusions: what two nodes share, neither can take in
         FoldConstants(),
         EliminateIdentity(),

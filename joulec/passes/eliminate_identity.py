@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from joulec.ir.dims import END
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant, input_at, rank, static_shape
@@ -88,7 +89,7 @@ def _unchanged_input(node: ir.Node, opset: int) -> int | None:
         case "Reshape":
             return 0 if _copies_shape(node) or _same_static_shape(node) else None
         case "Slice":
-            return 0 if _same_static_shape(node) and _forward(node) else None
+            return 0 if _takes_all(node) or (_same_static_shape(node) and _forward(node)) else None
         case "Flatten":
             two = rank(node.inputs[0]) == 2 and attribute(node, "axis", 1) in (1, -1)
             return 0 if two or _same_static_shape(node) else None
@@ -158,6 +159,14 @@ def _copies_shape(node: ir.Node) -> bool:
     return len(target) == len(value.shape) and kept.count(False) <= 1 and all(
         keep or t == -1 for keep, t in zip(kept, target, strict=True)
     )  # fmt: skip
+
+
+def _takes_all(node: ir.Node) -> bool:
+    """Whether a Slice goes from the first element to "the end", one by one, along every axis that it names."""
+    starts, ends, steps = _parameter(node, "starts", 1), _parameter(node, "ends", 2), constant(input_at(node, 4))
+    if starts is None or ends is None or not ends.size or (steps is None and input_at(node, 4) is not None):
+        return False
+    return not np.any(starts) and int(ends.min()) >= END and (steps is None or bool(np.all(steps == 1)))
 
 
 def _forward(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ from joulec.ir.module import Module
 from joulec.ir.partial import ShapeFacts
 from joulec.ir.rewrite import Rewriter
 from joulec.ir.rules import Rule, apply_rules
-from joulec.passes import _broadcasts, _moves, _picks, _reshapes, _zerosigns
+from joulec.passes import _broadcasts, _moves, _parts, _picks, _reshapes, _zerosigns
 from joulec.passes.base import Context, Pass, PassResult
 
 
@@ -43,6 +43,8 @@ class SimplifyMovement(Pass):
             _picks.PickSlice(facts),
             _picks.RollByGather(facts),
             _picks.FlatProduct(facts),
+            _parts.KeepPicked(facts),
         ]
         apply_rules(rewriter, rules)
+        apply_rules(rewriter, [_parts.PartsBySplit(facts)])  # behind what joins parts in another order
         return PassResult.of(rewriter)
