@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from joulec.errors import InputError
-from joulec.ir.lower.keras_file import inspect
-from joulec.ir.lower.worker import _named
+from joulec.ir.lower.keras_file import _named, inspect
 
 h5py = pytest.importorskip("h5py")
 
@@ -107,7 +106,8 @@ def test_a_wrong_extension_is_mended_by_a_link_in_the_folder_that_the_parent_rem
     path, folder = tmp_path / "model.bin", tmp_path / "of the parent"
     path.write_bytes(b"content")
     folder.mkdir()
-    named = _named(path, "h5", str(folder))
-    assert named == folder / "source.h5"
+    named = _named(path, "h5", folder)
+    assert (named.parent, named.suffix) == (folder, ".h5")
     assert named.read_bytes() == b"content"
-    assert _named(tmp_path / "model.keras", "keras", str(folder)) == tmp_path / "model.keras"
+    assert _named(tmp_path / "other.bin", "h5", folder) != named, "a teacher beside a student"
+    assert _named(tmp_path / "model.keras", "keras", folder) == tmp_path / "model.keras"
