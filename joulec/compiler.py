@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from joulec.backends.base import SessionSettings
+from joulec.compile.activations import ACTIVATIONS, cheaper
 from joulec.compile.bench import Bench, Book, Verdict, why_unchanged
 from joulec.compile.bound import bound
 from joulec.compile.exact import droppable, optimize_exactly
@@ -71,6 +72,7 @@ class Compiler(Bench):
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices),
             tuple(book.dropped), None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
             tuple(book.points), tuple(book.doubts), book.float16, None if session is None else session.to_json(),
+            tuple(book.activations),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
         return Compiled(module, tuple(book.steps), decisions, score, notes, session, verdict)
@@ -92,7 +94,7 @@ class Compiler(Bench):
         self._legalized = self.run(self.backend.legalization(), self.base)  # no choice of ours: never left out
         self.book.keep(self._legalized)
         module = self._pruned(optimize_exactly(self, self._legalized.module))
-        return aligned(self, quantized(self, module))
+        return aligned(self, cheaper(self, quantized(self, module)))
 
     def _fitted(self, module: Module) -> Module:
         """In the provider's form: legalization of what was chosen and ordered, so never left out; and 16-bit floats."""
@@ -125,8 +127,8 @@ class Compiler(Bench):
             return module, worth
         reason = f"all together {worth.would('the input')}"
         book.dropped += [step_report(step, reason) for step in book.steps[len(legal.steps) :]]
-        book.steps, book.int8, book.float16 = list(legal.steps), None, None
-        book.choices = [one for one in book.choices if one.what not in (LAYOUT, FLOAT16)]
+        book.steps, book.int8, book.float16, book.activations = list(legal.steps), None, None, []
+        book.choices = [one for one in book.choices if one.what not in (LAYOUT, FLOAT16, ACTIVATIONS)]
         book.excluded = [spelling.spell_pass(one) for one in droppable(self)]
         book.choose("all passes", False, reason, worth)
         return legal.module, alone

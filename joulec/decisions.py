@@ -13,6 +13,7 @@ from joulec.backends.base import write_json
 from joulec.errors import InputError
 from joulec.ir.shapes import first_line
 from joulec.passes import spelling
+from joulec.passes._activations import ACTIVATION_PASSES
 from joulec.passes._quantizers import QUANTIZERS
 from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.default import exact_passes
@@ -39,6 +40,7 @@ class Decisions(Data):
         doubts: what the measurements behind the choices cannot promise.
         float16: spelling of the conversion to 16-bit floats that was kept, or None.
         session: what session.json holds, where that was tuned.
+        activations: pipelines that changed activations and were kept, spelled.
     """
 
     target: str
@@ -53,6 +55,7 @@ class Decisions(Data):
     doubts: tuple[str, ...] = ()
     float16: str | None = None
     session: dict[str, Any] | None = None
+    activations: tuple[str, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:
@@ -107,6 +110,8 @@ def _check_passes(found: Decisions) -> None:
     half = {ConvertFloat16.pass_name(): ConvertFloat16}
     if found.float16 is not None and len(spelling.parse(found.float16, half)) != 1:
         raise InputError(f"float16: one convert-float16 was expected, not '{found.float16}'")
+    for spelled in found.activations:
+        spelling.parse(spelled, ACTIVATION_PASSES)
 
 
 def cached(key: str, target: str, orders: tuple[str, ...]) -> Decisions | None:

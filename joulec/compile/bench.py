@@ -37,6 +37,7 @@ class Book:
         excluded: exact passes that are left out because they make the model slower, spelled.
         int8: the quantization that stays, spelled; None where the model stays float.
         float16: the conversion to 16-bit floats that stays, spelled.
+        activations: pipelines that changed activations and stay, spelled.
         reasons: pattern of that quantization that keeps an operator float -> why.
         points: sets of operators that were tried in INT8, in order.
         doubts: what the measurements behind the choices cannot promise; a rebuild repeats it.
@@ -49,6 +50,7 @@ class Book:
     excluded: list[str] = field(default_factory=list)
     int8: str | None = None
     float16: str | None = None
+    activations: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
