@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cases import Case, Missing, cases
 from peers import PEERS, result
 
-from joulec.key import cpu, versions
+from joulec.ir.machine import cpu
+from joulec.key import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "bench-int8"
@@ -159,14 +160,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for peer in peers if given.install else ():
         peer.install()
     chosen = [case for case in cases() if not given.cases or any(part in case.name for part in given.cases)]
-    models = {case.name: one(case, given.tools, given.seconds) for case in chosen}
-    if given.no_write:
-        return
-    numbers = versions() | {peer.name: peer.version() for peer in peers if peer.packages}
-    kept = {"command": "make bench-int8", "cpu": cpu(), "versions": numbers, "models": models}
+    for case in chosen:
+        models = {case.name: one(case, given.tools, given.seconds)}
+        if not given.no_write:
+            keep(models, [peer for peer in peers if peer.packages])
+
+
+def keep(models: dict[str, Any], peers: Sequence[Any]) -> None:
+    """Put the results of some models among those that are kept, and write the page."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"models": {}, "versions": {}}
+    numbers = known["versions"] | versions() | {peer.name: peer.version() for peer in peers}
+    found = known["models"] | models
+    ordered = {case.name: found[case.name] for case in cases() if case.name in found}
+    kept = {"command": "make bench-int8", "cpu": cpu(), "versions": numbers, "models": ordered}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(kept), encoding="utf-8")
-    print(f"\n{RESULTS.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
