@@ -14,7 +14,7 @@ from joulec.errors import InputError
 from joulec.ir.shapes import first_line
 from joulec.passes import spelling
 from joulec.passes._activations import ACTIVATION_PASSES
-from joulec.passes._quantizers import QUANTIZERS
+from joulec.passes._quantizers import QUANTIZERS, REFINEMENTS, quantizes
 from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.default import exact_passes
 from joulec.passes.upgrade_opset import UpgradeOpset
@@ -30,7 +30,8 @@ class Decisions(Data):
     Attributes:
         target: the execution provider.
         excluded: spellings of exact passes left out because they made the model slower here.
-        int8: spelling of the quantize pass that was kept, or None for float.
+        int8: spelling of the quantize pass that was kept, behind those that fit weights to the data where they were
+            needed; None for float.
         decisions: what the report says about each choice.
         dropped: the steps that were made and then undone, which a rebuild does not make again.
         latency: the measurement behind them.
@@ -105,7 +106,8 @@ def _check_passes(found: Decisions) -> None:
         spelling.parse(spelled, known)
     if not all(isinstance(reason, str) for reason in found.reasons.values()):
         raise TypeError("reasons must be texts")
-    if found.int8 is not None and len(spelling.parse(found.int8, QUANTIZERS)) != 1:
+    passes = [] if found.int8 is None else spelling.parse(found.int8, {**REFINEMENTS, **QUANTIZERS})
+    if found.int8 is not None and [quantizes(one) for one in passes] != [*[False] * (len(passes) - 1), True]:
         raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
     half = {ConvertFloat16.pass_name(): ConvertFloat16}
     if found.float16 is not None and len(spelling.parse(found.float16, half)) != 1:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from joulec.compile.bench import Bench, Verdict, why_unchanged
 from joulec.compile.journal import Journal
+from joulec.compile.noise import Noise
 from joulec.compile.search import Proposal, Search
 from joulec.compile.worth import Worth, measured
 from joulec.decisions import Decisions
@@ -20,7 +21,7 @@ from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes._calibration_file import module_digest
-from joulec.passes._quantizers import QUANTIZERS
+from joulec.passes._quantizers import QUANTIZERS, REFINEMENTS
 from joulec.passes.base import Pass
 from joulec.passes.calibrate import Calibrate
 from joulec.passes.materialize_weights import MaterializeWeights, computes_weights
@@ -88,8 +89,8 @@ def _why_not(bench: Bench) -> str | None:
 def _repeat(bench: Bench, floating: Module, recorded: Decisions) -> Module:
     if recorded.int8 is None:
         return floating
-    (quantize,) = spelling.parse(recorded.int8, QUANTIZERS)
-    outcome = bench.run([*preparation(floating, quantize), quantize], floating)
+    *refinements, quantize = spelling.parse(recorded.int8, {**REFINEMENTS, **QUANTIZERS})
+    outcome = bench.run([*preparation(floating, quantize), *refinements, quantize], floating)
     bench.book.keep(Proposal(quantize, recorded.reasons).explained(outcome))
     bench.book.int8 = recorded.int8
     return outcome.module
@@ -109,7 +110,9 @@ def _insist(bench: Bench, floating: Module) -> Module:
             other = trials.attempt(Proposal(QuantizeDynamic()), timed=False)
             tried, why = (other, f"{why}; so with ranges taken at each run") if other.applied else (tried, why)
     elif not tried.accurate:
-        tried = next((one for one in trials.descend(timed=False) if one.accurate), tried)
+        refined = trials.refine(tried, timed=False)
+        found = [refined] if refined is not None and refined.accurate else trials.descend(timed=False)
+        tried = next((one for one in found if one.accurate), tried)
     bench.book.keep(tried.outcome)
     changed = tried.applied
     if tried.proposal.reasons:
@@ -148,7 +151,8 @@ def _ways(bench: Bench) -> tuple[Pass, ...]:
 
 
 def _record(bench: Bench, tried: _Tried, changed: bool) -> None:
-    bench.book.int8 = tried.outcome.steps[-1].spelling if changed else None
+    refined = map(spelling.spell_pass, tried.proposal.refinements)
+    bench.book.int8 = ",".join((*refined, tried.outcome.steps[-1].spelling)) if changed else None
     bench.book.reasons = dict(tried.proposal.reasons) if changed else {}
 
 
@@ -159,7 +163,8 @@ class _Trials:
         self._bench, self._floating = bench, floating
         self._prepared: dict[tuple[Pass, ...], Outcome] = {}
         self._deadline = time.monotonic() + bench.orders.search_seconds
-        self._made: dict[tuple[tuple[str, int], ...], _Tried] = {}
+        self._made: dict[tuple[object, ...], _Tried] = {}
+        self._refinements: tuple[Pass, ...] = ()
         self._search: Search | None = None
         path = bench.inputs.journal
         self._journal = Journal(path, "" if path is None else module_digest(floating))
@@ -173,20 +178,26 @@ class _Trials:
 
     def attempt(self, proposal: Proposal, timed: bool = True) -> _Tried:
         """Quantize as proposed, judge the result, and (where that is within the budget) weigh it against float."""
-        before = self._prepare(proposal.quantize)
+        before = self._prepare(proposal.quantize, proposal.refinements)
         made = proposal.explained(self._bench.run([proposal.quantize], before.module))
         outcome = replace(made, steps=(*before.steps, *made.steps), notes=(*before.notes, *made.notes))
         if outcome.steps[-1].status != "applied":
             return self._add(_Tried(proposal, outcome, why_unchanged(outcome)))
-        key = tuple(sorted(Counter(f"{node.op_type} {node.name}" for node in outcome.module.graph).items()))
+        nodes = Counter(f"{node.op_type} {node.name}" for node in outcome.module.graph)
+        key = (proposal.refinements, *sorted(nodes.items()))
         if key not in self._made:
             self._made[key] = self._add(self._judged(proposal, outcome, timed))
         return self._made[key]
 
-    def _prepare(self, quantize: Pass) -> Outcome:
-        """The float module with all that `quantize` needs; made once."""
-        passes = tuple(preparation(self._floating, quantize))
-        if passes not in self._prepared:
+    def _prepare(self, quantize: Pass, refinements: tuple[Pass, ...] = ()) -> Outcome:
+        """The float module with all that `quantize` needs, and its weights refined; made once."""
+        passes = (*preparation(self._floating, quantize), *refinements)
+        if passes not in self._prepared and refinements:
+            before = self._prepare(quantize)
+            made = self._bench.run(refinements, before.module)
+            steps, notes = (*before.steps, *made.steps), (*before.notes, *made.notes)
+            self._prepared[passes] = replace(made, steps=steps, notes=notes)
+        elif passes not in self._prepared:
             self._prepared[passes] = self._bench.run(passes, self._floating)
         return self._prepared[passes]
 
@@ -208,7 +219,7 @@ class _Trials:
         return _Tried(proposal, outcome, reason, worth, verdict, True)
 
     def _verdict(self, proposal: Proposal, module: Module) -> Verdict:
-        what = f"verdict of {spelling.spell_pass(proposal.quantize)}"
+        what = f"verdict of {proposal.spelled}"
         known = self._journal.recall(what, "drop", "bound", "samples")
         if known is not None and known["drop"] is not None:
             return Verdict(module, **known)
@@ -220,7 +231,7 @@ class _Trials:
     def _weighed(self, proposal: Proposal, module: Module) -> Worth:
         if not self._bench.times_target:
             return self._bench.weigh(self._floating, module)
-        what = f"timing of {spelling.spell_pass(proposal.quantize)}"
+        what = f"timing of {proposal.spelled}"
         if (known := self._journal.recall(what, *Paired.__dataclass_fields__)) is not None:
             return measured(Paired(**known))
         self._bench.progress("timing INT8 against float", None)
@@ -256,10 +267,27 @@ class _Trials:
             return
         proposal = search.fastest()
         fastest = None if proposal is None or search.late else self.attempt(proposal)
+        if fastest is not None and not fastest.accurate and not search.late:
+            fastest = self.refine(fastest) or fastest
         if (fastest is None or not fastest.accurate) and proposal is not None:
             for tried in self.descend():
                 if tried.accurate and search.late:
                     return
+
+    def refine(self, tried: _Tried, timed: bool = True) -> _Tried | None:
+        """The same set with weights that are fitted to the data; sets that come later are too, where that errs less.
+
+        None where nothing can be fitted.
+        """
+        refinements = tuple(one() for one in REFINEMENTS.values())
+        again = self.attempt(replace(tried.proposal, refinements=refinements), timed)
+        steps = again.outcome.steps[-1 - len(refinements) : -1]
+        if not again.applied or not any(step.status == "applied" for step in steps):
+            return None
+        noise = Noise(self._bench, self._floating)
+        if noise.of(again.outcome.module) < noise.of(tried.outcome.module):
+            self._refinements = refinements
+        return again
 
     def descend(self, timed: bool = True) -> Iterator[_Tried]:
         """Sets found by bisection: the fastest one within the budget, and the next more accurate one.
@@ -267,7 +295,8 @@ class _Trials:
         Sets come from the fastest to the most accurate, so the first within the budget splits them in two.
         """
         search = self._searcher()
-        proposals = [] if search is None else list(search.ever_more_accurate())
+        found = [] if search is None else search.ever_more_accurate()
+        proposals = [replace(one, refinements=self._refinements) for one in found]
         low, high = 0, len(proposals)
         while search is not None and low < high and not search.late:
             middle = (low + high) // 2

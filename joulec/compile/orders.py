@@ -13,9 +13,11 @@ from joulec.ir.feeds import Feed, Feeds
 from joulec.passes import spelling
 from joulec.passes._quantizers import quantizes
 from joulec.passes.base import Pass
+from joulec.passes.clip_weights import ClipWeights
 from joulec.passes.quantize import Quantize
 from joulec.passes.quantize_dynamic import QuantizeDynamic
 from joulec.passes.quantize_weights import QuantizeWeights
+from joulec.passes.round_weights import RoundWeights
 
 SEARCH_SECONDS = 120.0
 """How long the search for operators worth quantizing may take when the user orders nothing."""
@@ -105,7 +107,7 @@ class Orders:
 
 
 def _keeping(one: Pass, patterns: tuple[str, ...]) -> Pass:
-    if not patterns or not isinstance(one, Quantize | QuantizeDynamic | QuantizeWeights):
+    if not patterns or not isinstance(one, Quantize | QuantizeDynamic | QuantizeWeights | ClipWeights | RoundWeights):
         return one
     return replace(one, keep_float=tuple(dict.fromkeys((*one.keep_float, *patterns))))
 

@@ -22,6 +22,7 @@ from joulec.compile.partition import LARGEST, Gain, best_blocks
 from joulec.energy.bind import bind
 from joulec.errors import JoulecError
 from joulec.ir.module import Module
+from joulec.passes import spelling
 from joulec.passes._patterns import first_match
 from joulec.passes.base import Pass, PassResult
 from joulec.passes.blocks import Block, survey
@@ -51,10 +52,17 @@ class Proposal:
     Attributes:
         quantize: the pass that quantizes them and no others.
         reasons: pattern that keeps a block float -> why.
+        refinements: passes that fit weights to the data before that.
     """
 
     quantize: Pass
     reasons: Mapping[str, str] = field(default_factory=dict)
+    refinements: tuple[Pass, ...] = ()
+
+    @property
+    def spelled(self) -> str:
+        """All passes of it."""
+        return spelling.spell((*self.refinements, self.quantize))
 
     def explained(self, outcome: Outcome) -> Outcome:
         """What came of it, with the search's reasons in place of the patterns that carry them out."""

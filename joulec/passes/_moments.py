@@ -65,21 +65,26 @@ class Moments:
     Attributes:
         halves: float64 (2, groups, width, width): of every other feed, and of those between, so that what was fitted to
             one half can be judged on the other.
+        sums: float64 (2, groups, width): of the rows themselves.
         rows: how many, in each half.
     """
 
     halves: Array
+    sums: Array
     rows: list[int] = field(default_factory=lambda: [0, 0])
     _waiting: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
 
     @classmethod
     def of(cls, reading: Reading) -> Moments:
         """None seen yet."""
-        return cls(np.zeros((2, reading.groups, reading.width, reading.width)))
+        return cls(
+            np.zeros((2, reading.groups, reading.width, reading.width)), np.zeros((2, reading.groups, reading.width))
+        )
 
     def add(self, rows: Array, half: int) -> None:
         """See float32 (groups, rows, width)."""
         self.rows[half] += rows.shape[1]
+        self.sums[half] += rows.sum(axis=1, dtype=np.float64)
         self._waiting[half].append(rows)
         if sum(one.shape[1] for one in self._waiting[half]) >= rows.shape[2]:
             self._multiply(half)
@@ -96,6 +101,12 @@ class Moments:
         """The mean of x x^T: float64 (groups, width, width)."""
         both = self.half(0) * self.rows[0] + self.half(1) * self.rows[1]
         mean: Array = both / max(sum(self.rows), 1)
+        return mean
+
+    @property
+    def mean(self) -> Array:
+        """The mean of x: float64 (groups, width)."""
+        mean: Array = self.sums.sum(axis=0) / max(sum(self.rows), 1)
         return mean
 
     def half(self, which: int) -> Array:
