@@ -68,7 +68,7 @@ class MetricJudge(Judge):
         self.baseline = self.score(baseline)
 
     def score(self, module: Module) -> float:
-        handle, decided = self._runner.load(module, options=self._options), Decisions()
+        handle, decided = self._runner.load(module, options=self._options), Decisions(self._decided)
 
         def infer(feed: Feed) -> dict[str, Array]:
             outputs = self._runner.run(handle, feed)
