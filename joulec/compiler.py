@@ -73,6 +73,7 @@ class Compiler(Bench):
             tuple(book.dropped), None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
             tuple(book.points), tuple(book.doubts), book.float16, None if session is None else session.to_json(),
             tuple(book.activations),
+            tuple(book.costs),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
         return Compiled(module, tuple(book.steps), decisions, score, notes, session, verdict)

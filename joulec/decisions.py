@@ -18,7 +18,7 @@ from joulec.passes._quantizers import QUANTIZERS, REFINEMENTS, quantizes
 from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.default import exact_passes
 from joulec.passes.upgrade_opset import UpgradeOpset
-from joulec.report.data import Data, Decision, Latency, Point, StepReport
+from joulec.report.data import Cost, Data, Decision, Latency, Point, StepReport
 
 VERSION = 1
 
@@ -40,6 +40,7 @@ class Decisions(Data):
         points: sets of operators that were tried in INT8.
         doubts: what the measurements behind the choices cannot promise.
         float16: spelling of the conversion to 16-bit floats that was kept, or None.
+        costs: what single operators cost in accuracy, where there was time to measure it.
         session: what session.json holds, where that was tuned.
         activations: pipelines that changed activations and were kept, spelled.
     """
@@ -57,6 +58,7 @@ class Decisions(Data):
     float16: str | None = None
     session: dict[str, Any] | None = None
     activations: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:

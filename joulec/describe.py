@@ -24,6 +24,7 @@ from joulec.report.data import (
     RungReport,
     Sparsity,
     StepReport,
+    Tensor,
 )
 
 if TYPE_CHECKING:
@@ -105,9 +106,17 @@ def report(
         size_after=compiled.module.weight_bytes(),
         latency=compiled.decisions.latency,
         points=compiled.decisions.points,
+        costs=compiled.decisions.costs,
+        tensors=tensors(compiled.module),
         sparsity=sparsity(compiled.module),
         notes=(*base.origin.notes, *foreign_notes(base), *compiled.notes),
     )
+
+
+def tensors(module: Module) -> tuple[Tensor, ...]:
+    """The calibrated activations."""
+    found = sorted(module.ranges.items())
+    return tuple(Tensor(name, one.low, one.high, one.method, one.sqnr, one.saturated) for name, one in found)
 
 
 def foreign_notes(base: Module) -> list[str]:

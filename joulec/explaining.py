@@ -21,7 +21,7 @@ from joulec.passes.base import Context, Pass
 from joulec.passes.default import exact_passes
 from joulec.passes.pipeline import Outcome, Pipeline, Step
 from joulec.report import units
-from joulec.report.data import Data, Report
+from joulec.report.data import Cost, Data, Report, Tensor
 
 if TYPE_CHECKING:
     from joulec.ir.sandbox import Limits
@@ -88,6 +88,8 @@ class Explanation(Data):
         refusals: what nearly matched and was left alone; the nodes are those of the model after these changes.
         undone: passes that were rolled back or dropped.
         notes: what else there is to say.
+        tensors: of an artefact: its calibrated activations.
+        costs: of an artefact: what single operators cost in accuracy, where there was time to measure it.
     """
 
     model: str
@@ -96,6 +98,8 @@ class Explanation(Data):
     refusals: tuple[NearMiss, ...] = ()
     undone: tuple[Undone, ...] = ()
     notes: tuple[str, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
 
 def explain(
@@ -133,6 +137,8 @@ def explain(
         _grouped([*_near_misses(outcome, shape or {}), *_recorded_misses(recorded)]),
         (*_undone(outcome.steps), *_recorded_undone(recorded)),
         outcome.notes,
+        () if recorded is None else recorded.tensors,
+        () if recorded is None else recorded.costs,
     )
     return whole if node is None else _only(whole, node)
 
@@ -269,4 +275,6 @@ def _only(whole: Explanation, asked: str) -> Explanation:
             for miss in whole.refusals
             if names & set(miss.nodes)
         ),
+        tensors=tuple(one for one in whole.tensors if any(one.name in story.outputs for story in stories)),
+        costs=tuple(one for one in whole.costs if any(one.node in story.outputs for story in stories)),
     )

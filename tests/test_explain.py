@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.helper as oh
 import onnx.parser
 import pytest
+from compile_kit import cnn, feeds
 
 import joulec
 from joulec import cli
@@ -138,6 +140,28 @@ def test_an_artefact_adds_what_its_other_passes_refused(model: Path, tmp_path: P
 
 
 # -- one node -------------------------------------------------------------------------------------------------------
+
+
+def test_an_artefact_tells_what_8_bits_hold_and_which_operators_cost_most(call: Any, tmp_path: Path):
+    build(tmp_path)
+    found = explain(tmp_path / "out")
+    assert {one.name for one in found.tensors} >= {"x"} and {cost.op for cost in found.costs} == {"Conv", "Gemm"}
+    x = next(one for one in found.tensors if one.name == "x")
+    assert x.low < 0 < x.high and x.sqnr is not None and x.sqnr > 20 and x.saturated is not None
+    _, said, _ = call("explain", tmp_path / "out")
+    assert "Operators that cost most accuracy, each alone in integers" in said
+    assert "the worst first" in said and "signal to noise" in said and f"{x.sqnr:.1f} dB" in said
+    costly = max(found.costs, key=lambda cost: cost.noise)
+    assert "alone in integers" in call("explain", tmp_path / "out", costly.node)[1]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Operators that cost most accuracy" in page and "What 8 bits hold" in page
+
+
+def build(tmp_path: Path) -> None:
+    """INT8 as ordered, under a budget that not all of it holds."""
+    path = cnn(tmp_path / "cnn.onnx")
+    data = {"x": np.stack([feed["x"] for feed in feeds(16)])}
+    joulec.optimize(path, tmp_path / "out", data=data, int8=True, max_drop=0.01)
 
 
 def test_a_node_is_found_by_its_name_by_its_value_and_by_what_went_into_it(simplified: Path):

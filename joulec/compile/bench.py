@@ -22,7 +22,7 @@ from joulec.passes.base import Context, Pass
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import Observer, Outcome, Pipeline, Step
 from joulec.payoff import confirm_slower, time_pair
-from joulec.report.data import Decision, Point, StepReport
+from joulec.report.data import Cost, Decision, Point, StepReport
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Book:
         activations: pipelines that changed activations and stay, spelled.
         reasons: pattern of that quantization that keeps an operator float -> why.
         points: sets of operators that were tried in INT8, in order.
+        costs: what single operators cost in accuracy, where that was measured.
         doubts: what the measurements behind the choices cannot promise; a rebuild repeats it.
     """
 
@@ -53,6 +54,7 @@ class Book:
     activations: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     def keep(self, outcome: Outcome) -> None:

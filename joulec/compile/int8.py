@@ -330,6 +330,9 @@ class _Trials:
 
     def note(self, kept: _Tried | None) -> None:
         """Put every set that was tried on record, and say what the data cannot promise."""
+        search = None if kept is None else self._searcher()
+        if search is not None and kept is not None and isinstance(kept.proposal.quantize, Quantize):
+            self._bench.book.costs += search.costs()
         self._journal.close()
         budget, verdict = self._bench.orders.max_drop, None if kept is None else kept.verdict
         self._bench.book.points += [self._point(one, one is kept) for one in self.tried if one.verdict or one.worth]

@@ -29,12 +29,16 @@ from joulec.passes.blocks import Block, survey
 from joulec.passes.pipeline import Outcome
 from joulec.passes.quantize import Quantize
 from joulec.passes.regions import islands
+from joulec.report.data import Cost
 
 ROUNDS = 12
 """Inferences profiled."""
 
 PRICES = 64
 """Prices of noise tried at most, spread over those at which some block stops to pay."""
+
+COSTS_SECONDS = 10.0
+"""How long to look for what operators cost in accuracy only to say it."""
 
 SLOWER = "INT8 would not be faster here"
 NOISIER = "INT8 here would cost more accuracy than the time is worth"
@@ -105,6 +109,7 @@ class Search:
         else:
             self._seconds, self._rate = self._profiled(full)
         self._noise: list[float] | None = None
+        self._measured: dict[int, float] = {}
 
     @property
     def late(self) -> bool:
@@ -155,19 +160,30 @@ class Search:
         """The noise of each block alone; those that time does not allow to ask for count as the loudest half does."""
         if self._noise is not None:
             return self._noise
-        bench, found = self._bench, dict[int, float]()
-        noise = Noise(bench, self._floating)
-        order = sorted(self._computing(), key=lambda index: -self._seconds[index])
-        for count, index in enumerate(order):
-            if self.late:
-                break
-            bench.progress("how much each operator costs in accuracy", count / len(order))
-            found[index] = self._known(index, noise)
+        found = self._measured
+        self._listen(self._deadline)
         usual = float(np.quantile(list(found.values()), 0.75)) if found else 0.0
         self._noise = [
             found.get(index, usual if block.kind == "compute" else 0.0) for index, block in enumerate(self.blocks)
         ]
         return self._noise
+
+    def _listen(self, deadline: float) -> None:
+        """Measure the noise of one block after the other until a time, those that save most first."""
+        noise = Noise(self._bench, self._floating)
+        order = sorted(self._computing(), key=lambda index: -self._seconds[index])
+        for count, index in enumerate(order):
+            if time.monotonic() > deadline:
+                break
+            self._bench.progress("how much each operator costs in accuracy", count / len(order))
+            self._measured[index] = self._known(index, noise)
+
+    def costs(self) -> list[Cost]:
+        """What single operators cost in accuracy, measured for `COSTS_SECONDS` where no choice had to know it."""
+        if not self._measured:
+            self._listen(min(self._deadline, time.monotonic() + COSTS_SECONDS))
+        named = ((self.blocks[index], noise) for index, noise in sorted(self._measured.items()))
+        return [Cost(block.output.name or "", block.node.op_type, float(f"{noise:.4g}")) for block, noise in named]
 
     def _known(self, index: int, noise: Noise) -> float:
         what = f"noise of {pattern(self.blocks[index])}"

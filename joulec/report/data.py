@@ -168,6 +168,40 @@ class Point(Data):
 
 
 @dataclass(frozen=True)
+class Cost(Data):
+    """What one operator costs in accuracy where it alone computes in integers.
+
+    Attributes:
+        node, op: the operator, by the value that it makes.
+        noise: squared error in the outputs over the squares of the outputs.
+    """
+
+    node: str
+    op: str
+    noise: float
+
+
+@dataclass(frozen=True)
+class Tensor(Data):
+    """A calibrated activation.
+
+    Attributes:
+        name: of the value.
+        low, high: its range in 8 bits.
+        method: how that was chosen.
+        sqnr: signal over quantization noise in decibel, on the data.
+        saturated: share of its numbers outside of the range.
+    """
+
+    name: str
+    low: float
+    high: float
+    method: str
+    sqnr: float | None = None
+    saturated: float | None = None
+
+
+@dataclass(frozen=True)
 class Accuracy(Data):
     """Accuracy of the input model and of the artefact; `name` is `metric` or `fidelity`.
 
@@ -261,6 +295,8 @@ class Report(Data):
         points: sets of operators that were tried in INT8, with accuracy, time and predicted energy.
         shapes: the sizes that the user gave to open dimensions, in their spelling.
         max_energy: the most joules per inference that the user allowed.
+        costs: what single operators cost in accuracy, where there was time to measure it.
+        tensors: calibrated activations of the artefact.
     """
 
     joulec: str
@@ -288,6 +324,8 @@ class Report(Data):
     points: tuple[Point, ...] = ()
     shapes: tuple[str, ...] = ()
     max_energy: float | None = None
+    costs: tuple[Cost, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
 
     def without_timings(self) -> Report:
         """The same report with every measured time left out: what must be identical on a rebuild."""

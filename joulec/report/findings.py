@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from joulec.report import units
+from joulec.report import precision, units
+from joulec.report.data import Cost, Tensor
 from joulec.report.terminal import grid, section
 
 MAX_NAMES = 4
@@ -104,11 +105,29 @@ def explanation(out: Console, found: Mapping[str, Any], node: str | None = None)
         section(out, "What nearly matched, and why it was left alone", _refusals(found["refusals"]))
     if found["undone"]:
         section(out, "Undone", _undone(found["undone"]))
+    _precision(out, found)
     if not (found["changes"] or found["refusals"] or touched):
         out.print("joulec has not touched it, would change nothing, and nearly matched nothing")
     for note in found["notes"]:
         out.print(Text(f"· {units.safe(note, 400)}", style="dim"))
     out.print(Text("\nWith a node's name: its own story. With --json: everything.", style="dim"))
+
+
+def _precision(out: Console, found: Mapping[str, Any]) -> None:
+    """What 8 bits hold of an artefact's activations, and the operators that cost most accuracy."""
+    costs = precision.costliest([Cost.from_json(one) for one in found["costs"]])[:MAX_NAMES]
+    tensors = precision.worst([Tensor.from_json(one) for one in found["tensors"]])
+    if costs:
+        table = grid("operator", "*", ">error of the outputs")
+        for cost in costs:
+            table.add_row(units.safe(cost.op), Text(units.safe(cost.node)), precision.noise(cost))
+        section(out, "Operators that cost most accuracy, each alone in integers", table)
+    if tensors:
+        table = grid("*tensor", ">range", "method", ">signal to noise", ">saturated")
+        for one in tensors[: precision.MAX_ROWS]:
+            span, decibel, cut = precision.about(one)
+            table.add_row(Text(units.safe(one.name)), span, units.safe(one.method), decibel, cut)
+        section(out, f"What 8 bits hold of {units.plural(len(tensors), 'tensor')}, the worst first", table)
 
 
 def _origins(stories: Sequence[Mapping[str, Any]]) -> Table:
@@ -155,6 +174,11 @@ def _story(out: Console, story: Mapping[str, Any], found: Mapping[str, Any]) -> 
     out.print(Text(f"{units.safe(story['op'])} {units.safe(story['name'])}", style="bold"))
     table = grid("", "*")
     table.add_row("computes", Text(names(story["outputs"])))
+    for one in (Tensor.from_json(t) for t in found["tensors"] if t["name"] in story["outputs"]):
+        span, decibel, cut = precision.about(one)
+        table.add_row("in 8 bits", f"{span} ({units.safe(one.method)}), signal to noise {decibel}, saturated {cut}")
+    for cost in (Cost.from_json(c) for c in found["costs"] if c["node"] in story["outputs"]):
+        table.add_row("costs", f"{precision.noise(cost)} error of the outputs, alone in integers")
     if story["history"]:
         table.add_row("stands for", Text(", ".join(units.safe(name) for name in story["sources"])))
         table.add_row("rewritten by", Text("\n".join(units.safe(entry) for entry in story["history"])))

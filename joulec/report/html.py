@@ -112,6 +112,7 @@ def _view(report: Report) -> dict[str, Any]:
         "points": points.rows(report.points),
         "front": points.front(report),
         "about_energy": pictures.drawn(pictures.ABOUT_ENERGY, report),
+        "about_precision": pictures.drawn(pictures.ABOUT_PRECISION, report),
         "about_passes": pictures.drawn(pictures.ABOUT_PASSES, report),
         "nodes": [] if found is None else node_rows(found.after),
         "node_rest": 0 if found is None else max(0, len(found.after["nodes"]) - MAX_NODES),

@@ -6,6 +6,7 @@ from typing import Any
 
 from joulec.report.data import (
     Accuracy,
+    Cost,
     Decision,
     EnergyChange,
     Latency,
@@ -15,6 +16,7 @@ from joulec.report.data import (
     RungReport,
     Sparsity,
     StepReport,
+    Tensor,
 )
 
 EVIL = 'x<script>alert(1)</script>[red]"&\x1b[31m\u202e/node'
@@ -130,6 +132,11 @@ def report(name: str = "conv1/Conv") -> Report:
             Sparsity("fc/kernel", 2000, 10_240),
         ),
         points=points(),
+        costs=(Cost("relu1", "Conv", 4e-6), Cost(EVIL, "MatMul", 2.5e-5), Cost("z", "Gemm", 0.0)),
+        tensors=(
+            Tensor("image", 0.0, 1.0, "minmax", 50.25, 0.0), Tensor(EVIL, -3.0, 3.25, "mse", 31.5, 0.0004),
+            Tensor("relu1", 0.0, 2.5, "given"),
+        ),
         notes=("data: 300 feeds from calib.npz", "the input's dimension 'batch' was taken as 1"),
         parity={"outputs": {name: 2.4e-7}, "feeds": 2, "note": None},
         files={

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from joulec.report import precision
 from joulec.report.data import Report, Roofs
 from joulec.report.draw import Picture
 from joulec.report.pictures.by_layer import by_layer
@@ -23,6 +24,9 @@ ABOUT_ENERGY: tuple[Callable[[Report], Picture | None], ...] = (
 
 ABOUT_PASSES: tuple[Callable[[Report], Picture | None], ...] = (pruned,)
 """What it shows behind that table."""
+
+ABOUT_PRECISION: tuple[Callable[[Report], Picture | None], ...] = (precision.costs, precision.tensors)
+"""What it shows of INT8, behind the sets that were tried."""
 
 
 def drawn(makers: tuple[Callable[[Report], Picture | None], ...], report: Report) -> list[Picture]:
