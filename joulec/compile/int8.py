@@ -12,6 +12,7 @@ import onnx_ir as ir
 from joulec.compile.bench import Bench, Verdict, why_unchanged
 from joulec.compile.journal import Journal
 from joulec.compile.noise import Noise
+from joulec.compile.rivals import best_of
 from joulec.compile.search import Proposal, Search
 from joulec.compile.worth import Worth, measured
 from joulec.decisions import Decisions
@@ -129,7 +130,7 @@ def _try_all(bench: Bench, floating: Module) -> Module:
     for quantize in _ways(bench):
         trials.attempt(Proposal(quantize))
     trials.search()
-    tried = trials.best or trials.tried[0]
+    tried = trials.best() or trials.tried[0]
     outcome, worth, drop = tried.outcome, tried.worth, tried.drop
     if tried.reason is not None or worth is None:
         reason = tried.reason or "not weighed"
@@ -170,11 +171,10 @@ class _Trials:
         self._journal = Journal(path, "" if path is None else module_digest(floating))
         self.tried: list[_Tried] = []
 
-    @property
     def best(self) -> _Tried | None:
-        """The best of those that pay; the first of equals."""
-        paying = [(one.worth.rank, one) for one in self.tried if one.reason is None and one.worth is not None]
-        return max(paying, key=lambda pair: pair[0])[1] if paying else None
+        """The best of those that pay."""
+        paying = [one for one in self.tried if one.reason is None]
+        return best_of(self._bench, [(one.worth, one.outcome.module, one) for one in paying if one.worth is not None])
 
     def attempt(self, proposal: Proposal, timed: bool = True) -> _Tried:
         """Quantize as proposed, judge the result, and (where that is within the budget) weigh it against float."""
