@@ -117,6 +117,7 @@ def optimize(
     decisions: options.Decisions = None,
     remeasure: options.Remeasure = False,
     dump: options.Dump = None,
+    tensorboard: options.TensorBoard = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
     device: options.Device = None,
@@ -132,14 +133,21 @@ def optimize(
     What joulec chooses stays only where it is measured to pay within the budget; what you order is carried out.
     """
     chosen = options.merged({name: value for name, value in ctx.params.items() if name not in ("json", "dump")})
+    run = chosen.pop("tensorboard", None)
     from joulec import api
     from joulec.passes.observers import Dump
+    from joulec.report import tensorboard as scalars
     from joulec.report import terminal
     from joulec.report.progress import Watcher
 
+    if run is not None:
+        scalars.require()  # before any work
     dumps = [] if dump is None else [Dump(dump)]
     with Watcher(quiet=json) as watch:
         result = api.optimize(**chosen, observers=[watch, *dumps], progress=watch)
+    if run is not None:
+        for name, report in result.reports.items():
+            scalars.write(report, run if len(result.reports) == 1 else run / name)
     if json:
         print_json(result.to_json())
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,17 +49,18 @@ def estimate(
 ) -> None:
     """Price every node in joules, without running the model; costliest first."""
     limits = options.limits(memory_limit, time_limit)
-    from joulec import api
+    from joulec import pages
     from joulec.report import carbon_tables, terminal
 
-    asked = model, target, options.shapes(shape), device
-    price = api.estimate if html is None else partial(_with_page, html)
-    priced = price(*asked, limits=limits, trust_code=trust_code)
-    found, emitted = priced.to_json(), _emitted(priced, region or (), pue)
+    place = None if html is None else _page_place(html)
+    priced = pages.price(model, target, options.shapes(shape), device, limits=limits, trust_code=trust_code)
+    if place is not None:
+        priced.page().save(place)
+    found, emitted = priced.to_json(), _emitted(priced.estimate, region or (), pue)
     if json:
         print_json({**found, "carbon": emitted} if region else found)
         return
-    terminal.estimate_table(terminal.console(), Path(model).name or model, found, top or None)
+    terminal.estimate_table(terminal.console(), priced.name, found, top or None)
     for one in emitted:
         terminal.console().print(carbon_tables.line(one))
     if html is not None:
@@ -75,16 +75,14 @@ def _emitted(priced: Estimate, regions: Sequence[str], pue: float) -> list[dict[
     return [of_estimate(priced, intensity_of(region), pue=pue).to_json() for region in regions]
 
 
-def _with_page(html: Path, *asked: Any, **safety: Any) -> Estimate:
-    """The estimate, once its page is written."""
-    from joulec import api, pages
+def _page_place(html: Path) -> Path:
+    """Where the page goes, refused before any work where it cannot go there."""
+    from joulec.api import writable_file
 
-    place = api.writable_file(html)
+    place = writable_file(html)
     if place.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html {units.safe(html)}: name a file that ends in .html")
-    found, page = pages.priced_page(*asked, **safety)
-    page.save(place)
-    return found
+    return place
 
 
 def measure(

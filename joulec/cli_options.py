@@ -23,6 +23,7 @@ CONFIG_KEYS: Mapping[str, Any] = {
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
     "threads": int, "seed": int, "device": str, "max_energy": str | float, "remeasure": bool,
+    "tensorboard": Path,
 }  # fmt: skip
 """The keys of joulec.toml, which are the options of `optimize`, and their types."""
 
@@ -305,6 +306,13 @@ Dump = Annotated[
     Path | None,
     _option("--dump", metavar="DIR", panel=_MACHINE, help="Write the model after every pass that changes it."),
 ]
+TensorBoard = Annotated[
+    Path | None,
+    _option(
+        "--tensorboard", metavar="DIR", panel=_MACHINE,
+        help="Add scalars to this run of TensorBoard: joules and nodes pass by pass, input beside artefact.",
+    ),
+]  # fmt: skip
 Plugin = Annotated[
     list[str] | None,
     _option(

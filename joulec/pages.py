@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from joulec.energy import EnergyModel, Estimate, profile_for
 from joulec.errors import InputError
 from joulec.ir.layers import layers
 from joulec.ir.lower import lower
-from joulec.report.data import Report
+from joulec.report.data import Report, Roofs
 from joulec.report.html import render, render_estimate
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Page:
         html: the whole page; it loads nothing and runs no script.
     """
 
-    html: str
+    html: str = field(repr=False)
 
     def save(self, path: str | Path) -> Path:
         """Write the page, whole or not at all.
@@ -72,7 +72,7 @@ def show(
         return Page(render(subject))
     if model_file(subject) is not subject:
         return Page(render(report_of(Path(subject))))
-    return priced_page(subject, target, shape, device, limits=limits, trust_code=trust_code)[1]
+    return price(subject, target, shape, device, limits=limits, trust_code=trust_code).page()
 
 
 def report_of(directory: Path) -> Report:
@@ -88,15 +88,41 @@ def report_of(directory: Path) -> Report:
         raise InputError(f"{directory / artefact.MANIFEST_FILE}: not a manifest of this version of joulec's") from error
 
 
-def priced_page(
+@dataclass(frozen=True)
+class Priced:
+    """A model that was priced, and what a picture of it needs beside the joules.
+
+    Attributes:
+        name: the model's.
+        estimate: its joules.
+        layers: node -> path of the layer that it belongs to, where that is not told by its name.
+        roofs: of the device.
+    """
+
+    name: str
+    estimate: Estimate
+    layers: Mapping[str, str]
+    roofs: Roofs
+
+    def page(self) -> Page:
+        """The page that shows it."""
+        return Page(render_estimate(self.name, self.estimate.to_json(), self.layers, self.roofs))
+
+    def to_json(self) -> dict[str, Any]:
+        """`Estimate.to_json()`, with each node's layer and the device's roofs."""
+        found = self.estimate.to_json()
+        nodes = [{**node, "layer": self.layers.get(node["name"], node["name"])} for node in found["nodes"]]
+        return {**found, "nodes": nodes, "roofs": self.roofs.to_json()}
+
+
+def price(
     model: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
     *, limits: Limits | None = None, trust_code: bool = False,
-) -> tuple[Estimate, Page]:  # fmt: skip
-    """`estimate`, with the page that shows it."""
+) -> Priced:  # fmt: skip
+    """`estimate`, with what a picture needs."""
     one = backend(target)
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     found = EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)
     name = (Path(model).name or str(model)) if isinstance(model, str | Path) else type(model).__name__
-    paths: Mapping[str, str] = layers(module, module)
-    return found, Page(render_estimate(name, found.to_json(), paths, describe.roofs(profile, found)))
+    return Priced(name, found, layers(module, module), describe.roofs(profile, found))

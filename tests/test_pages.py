@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -62,3 +63,19 @@ def test_a_folder_that_is_no_artefact_is_said(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"report": {}}')
     with pytest.raises(joulec.InputError, match="not a manifest of this version"):
         joulec.show(tmp_path)
+
+
+def test_layers_are_a_table_too_and_in_the_json(tmp_path: Path) -> None:
+    import onnx
+
+    place = cnn(tmp_path / "cnn.onnx")
+    proto = onnx.load(place)
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"net/{'stem' if index < 4 else 'head'}/{node.name}"
+    onnx.save(proto, place)
+    said = estimate(str(place), "--shape", "N=1").stdout
+    table = said[said.index("By layer") :].splitlines()
+    assert [line.split()[-1] for line in table[2:4]] == ["stem", "head/conv4"], "most of it is in the head"
+    found = json.loads(estimate(str(place), "--shape", "N=1", "--json").stdout)
+    assert {node["layer"] for node in found["nodes"]} == {node.name for node in proto.graph.node}
+    assert {name for name, _ in found["roofs"]["compute"]} == {"fp32"} and len(found["roofs"]["memory"]) == 2

@@ -15,6 +15,7 @@ from rich.text import Text
 from joulec.energy import Calibrated
 from joulec.report import points, units, words
 from joulec.report.data import Decision, EnergyChange, Report, StepReport
+from joulec.report.pictures.by_layer import layer_rows
 
 PIPED_WIDTH, MAX_WIDTH = 100, 120
 BAR = 20
@@ -214,6 +215,9 @@ def estimate_table(out: Console, model: str, estimate: Mapping[str, Any], limit:
         out.print(f"and {units.plural(free, 'node')} at no cost: constants, and what the runtime folds or fuses")
     out.print(Text("\nBy operator", style="bold"))
     out.print(_by_operator(nodes, total))
+    if layers := layer_rows(estimate):
+        out.print(Text("\nBy layer", style="bold"))
+        out.print(_by_layer(layers, total))
     out.print()
     for line in _totals(estimate):
         out.print(Text(line))
@@ -232,6 +236,20 @@ def _by_operator(nodes: Iterable[Mapping[str, Any]], total: float) -> Table:
     if len(ranked) > MAX_ROWS:
         rest = sum(sum(joules) for _, joules in ranked[MAX_ROWS:])
         table.add_row(units.joules(rest), "", "", f"and {len(ranked) - MAX_ROWS} more operators")
+    return table
+
+
+def _by_layer(layers: Sequence[tuple[str, float, int]], total: float) -> Table:
+    """Energy, share and number of nodes of the costliest layers, in the order in which they run."""
+    table = grid(">energy", ">share", ">nodes", "*layer")
+    least = sorted((joules for _, joules, _ in layers), reverse=True)[:MAX_ROWS][-1]
+    shown = [one for one in layers if one[1] >= least][:MAX_ROWS]
+    for path, joules, nodes in shown:
+        share = f"{100 * joules / total:.1f} %" if total else ""
+        table.add_row(units.joules(joules), share, f"{nodes:,}", units.node(path, 60))
+    if len(layers) > len(shown):
+        rest = sum(joules for _, joules, _ in layers) - sum(joules for _, joules, _ in shown)
+        table.add_row(units.joules(rest), "", "", f"and {len(layers) - len(shown)} more layers")
     return table
 
 

@@ -14,7 +14,7 @@ from report_sample import estimate, node, report
 
 from joulec.report.data import Roofs
 from joulec.report.draw import Axis, Drawn, Line, decades, scatter, squarify, text
-from joulec.report.pictures.by_layer import by_layer
+from joulec.report.pictures.by_layer import by_layer, layer_rows
 from joulec.report.pictures.by_operator import bars, by_operator
 from joulec.report.pictures.passes import falls
 from joulec.report.pictures.roofline import roofline
@@ -158,3 +158,11 @@ def test_reports_of_older_builds_still_have_a_page():
     page = render(Report.from_json(old))
     assert 'id="treemap"' in page and 'id="roofline"' not in page
     assert dataclasses.replace(report(), energy=None) is not None
+
+
+def test_a_layer_that_has_nearly_everything_is_taken_apart_in_the_table():
+    nodes = [
+        node("in/cast", "Cast", 0.1), node("net/a/conv", "Conv", 5.0), node("net/b/conv", "Conv", 4.0), node("out", "Add", 0.1),
+    ]  # fmt: skip
+    assert layer_rows(estimate(nodes)) == [("in", 0.1, 1), ("net/a", 5.0, 1), ("net/b", 4.0, 1), ("out", 0.1, 1)]
+    assert layer_rows(estimate([node("a", "Add", 1.0), node("b", "Add", 1.0)])) == []

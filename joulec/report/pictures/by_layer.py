@@ -16,6 +16,9 @@ DEEPEST = 7
 THINNEST = 0.0015
 """Share of the whole below which a cell is left out."""
 
+MOST = 0.8
+"""A part that has more than this of the joules says nothing as one row: its parts stand in its place."""
+
 
 @dataclass
 class _Part:
@@ -48,6 +51,25 @@ def by_layer(estimate: Mapping[str, Any], layers: Mapping[str, str]) -> Picture 
     )
     label = f"Joules by layer: {costs.leading(sums, total)} of {units.joules(total)}"
     return Picture("layers", "Joules by layer", lead, flame(cells), label, costs.key(nodes))
+
+
+def layer_rows(estimate: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    """(layer, joules, nodes) of the topmost parts that the model falls into, in the order in which they run.
+
+    Args:
+        estimate: `Estimate.to_json()`, its nodes with their `layer`; empty where names hold no layers.
+    """
+    nodes = costs.paid(estimate)
+    paths = costs.without_common([str(node.get("layer", node["name"])).strip("/").split("/") for node in nodes])
+    if max(map(len, paths), default=0) < 2:
+        return []
+    found, total = list(_tree(nodes, paths).parts.values()), costs.joules(nodes)
+    while True:
+        large = next((one for one in found if one.parts and costs.joules(one.nodes) > MOST * total), None)
+        if large is None:
+            return [(one.path, costs.joules(one.nodes), len(one.nodes)) for one in found]
+        at = found.index(large)
+        found[at : at + 1] = large.parts.values()
 
 
 def _costly(part: _Part) -> float:
