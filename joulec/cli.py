@@ -283,6 +283,10 @@ app.command(
         "Exit code 4 where an error is left, 0 where none is; --strict counts warnings.",
     )
 )(cli_targets.lint)
+app.command(
+    epilog=epilog("joulec package build/cuda -o models --name digits", "joulec package build/cpu -o edge --for edge")
+)(cli_targets.package)
+app.command(epilog=epilog("joulec place model.onnx --shape batch=8 --latency 5ms -o build/both"))(cli_targets.place)
 
 
 app.command(epilog=cli_energy.DEVICES_HELP)(cli_energy.devices)

@@ -114,6 +114,73 @@ def lint(
         raise typer.Exit(CheckError.exit_code)
 
 
+def package(
+    artefact: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="What 'joulec optimize -o' wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write into.")],
+    form: Annotated[
+        str, typer.Option("--for", metavar="FORM", help="triton: a model repository; edge: an .ort file.")
+    ] = "triton",
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", show_default=False, help="Its name; else the artefact's.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Write an artefact in the form that a server or a small device wants.
+
+    triton: DIR/NAME/config.pbtxt and DIR/NAME/1/model.onnx for Triton Inference Server, with the provider's options.
+    edge: DIR/NAME.ort and the operators that a minimal build of ONNX Runtime must have (artefacts for the CPU only).
+    """
+    import sys
+
+    from joulec.backends.deploy import FORMS
+
+    if form not in FORMS:
+        raise InputError(f"--for {form}: choose from {', '.join(FORMS)}")
+    written = FORMS[form](artefact, out, name or artefact.resolve().name)
+    if json:
+        print_json({"form": form, "files": [str(file) for file in written]})
+        return
+    for file in written:
+        sys.stdout.write(f"{file}\n")
+
+
+def place(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or an artefact (best one for cuda).")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", show_default=False, help="Write it as an artefact.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="PROFILE", show_default=False, help="Device profile of the CPU.")
+    ] = None,
+    device: options.Device = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", metavar="TIME", show_default=False, help="At most, as predicted: 5ms.")
+    ] = None,
+    shape: options.Shape = None,
+    json: options.Json = False,
+    trust_code: options.TrustCode = False,
+    memory_limit: options.MemoryLimit = None,
+    time_limit: options.TimeLimit = None,
+) -> None:
+    """Place the nodes of a model on a host with a CPU and a GPU, for the fewest joules within a latency; predicted.
+
+    Shown against all on the CPU and all on the GPU. The artefact's nodes say where they belong; ONNX Runtime follows.
+    """
+    limits = options.limits(memory_limit, time_limit)
+    from joulec.placing import place as placed
+    from joulec.report import findings, terminal
+
+    seconds = None if latency is None else options.duration(latency, "--latency")
+    found = placed(
+        model, out, host=host, device=device, seconds=seconds, shape=options.shapes(shape), limits=limits,
+        trust_code=trust_code,
+    ).to_json()  # fmt: skip
+    if json:
+        print_json(found)
+    else:
+        findings.placements(terminal.console(), found)
+
+
 def _rules(target: str, json: bool) -> None:
     from joulec.backends import backend
     from joulec.linting import rules_of

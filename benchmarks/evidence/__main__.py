@@ -109,11 +109,11 @@ def install() -> None:
 
 
 def say(name: str, found: dict[str, Any]) -> None:
-    for who, of in found.items():
-        for target, one in of.items() if isinstance(of, dict) and "error" not in of else [("", of)]:
-            rungs = one.get("rungs", {}) if isinstance(one, dict) else {}
-            said = {rung: status for rung, (status, _) in rungs.items()} or one
-            sys.stdout.write(f"{name} {who} {target}: {said}\n")
+    ours = found.get("joulec", {})
+    rows = {**({"": ours} if "error" in ours else ours), "by ModelOpt": found.get("modelopt", found)}
+    for target, one in rows.items():
+        said = {rung: status for rung, (status, _) in one.get("rungs", {}).items()} or one
+        sys.stdout.write(f"{name} {target}: {said}\n")
     sys.stdout.flush()
 
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 
 from joulec.backends import BACKENDS
-from joulec.backends.base import MODEL_FILE, SESSION_FILE, SessionSettings, write_json
+from joulec.backends.base import ENGINE_SCRIPT, MODEL_FILE, SESSION_FILE, SessionSettings, write_json
 from joulec.errors import InputError, UnavailableError
 from joulec.ir import walk
 from joulec.ir.machine import INSTRUCTIONS, described
@@ -41,7 +41,7 @@ MAX_MEMBER = 1024
 FILES = frozenset(
     {
         MODEL_FILE, MODEL_FILE + ".data", SESSION_FILE, MANIFEST_FILE, MASKS_FILE, SOURCE_MASKS_FILE, CALIBRATION_FILE,
-        DECISIONS_FILE, REPORT_FILE,
+        DECISIONS_FILE, REPORT_FILE, ENGINE_SCRIPT,
     }
 )  # fmt: skip
 """Everything an artefact may hold: a directory with anything else in it is never replaced."""
@@ -216,8 +216,10 @@ def is_current(directory: Path, key: str) -> bool:
 
 
 def load(
-    directory: str | os.PathLike[str], *, threads: int | None = None, custom_ops: Sequence[str | os.PathLike[str]] = ()
-) -> Any:
+    directory: str | os.PathLike[str], *, threads: int | None = None,
+    custom_ops: Sequence[str | os.PathLike[str]] = (), provider_options: Mapping[str, str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Any:  # fmt: skip
     """Open an artefact as an `onnxruntime.InferenceSession` with its own options.
 
     The artefact is treated as untrusted: options must be on the allow-lists, no custom-operator library and no
@@ -228,27 +230,61 @@ def load(
         directory: what `joulec optimize -o` wrote.
         threads: intra-op threads instead of the artefact's own; 0 leaves it to ONNX Runtime.
         custom_ops: libraries of custom operators that you trust; an artefact cannot name any.
+        provider_options: options of the provider beside, or instead of, the artefact's own. `enable_cuda_graph`
+            needs inputs and outputs that stay where they are (IOBinding).
+        cache: a folder of yours where TensorRT keeps engines and timings from run to run; an artefact cannot name one.
 
     Raises:
         InputError: not an artefact, one that was changed, or one that asks for something not allowed.
         UnavailableError: the artefact's execution provider is not available on this machine.
     """
-    folder = Path(directory)
-    if not (folder / MODEL_FILE).is_file():
-        raise InputError(f"{folder}: no {MODEL_FILE} here; give the directory that 'joulec optimize -o' wrote")
-    _require_inside(folder)
+    folder = verified(directory)
     found = settings(folder)
     _require_provider(found.provider)
-    _warn_of_other_cpu(folder, _require_unchanged(folder))
-    # Checks structure and external data before ONNX Runtime opens anything.
-    _require_no_engine(read(folder / MODEL_FILE), folder)
+    _warn_of_other_cpu(folder, read_json(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).exists() else {})
     wanted = found if threads is None else replace(found, threads=threads)
     options = wanted.options(tuple(map(Path, custom_ops)))
-    session = open_session(str(folder / MODEL_FILE), options, [(found.provider, dict(found.provider_options))])
+    given = {**found.provider_options, **_allowed(found, provider_options or {}), **_cached(found, cache)}
+    session = open_session(str(folder / MODEL_FILE), options, [(found.provider, given)])
     if session.get_providers()[0] != found.provider:
         given = session.get_providers()[0]
         raise UnavailableError(f"{folder}: asked for {found.provider}, ONNX Runtime gave {given}")
     return session
+
+
+def verified(directory: str | os.PathLike[str]) -> Path:
+    """The folder of an artefact, after looking at everything in it that is going to be opened.
+
+    Raises:
+        InputError: not an artefact, one that was changed, or one that holds a compiled engine.
+    """
+    folder = Path(directory)
+    if not (folder / MODEL_FILE).is_file():
+        raise InputError(f"{folder}: no {MODEL_FILE} here; give the directory that 'joulec optimize -o' wrote")
+    _require_inside(folder)
+    settings(folder)
+    _require_unchanged(folder)
+    # Checks structure and external data before ONNX Runtime opens anything.
+    _require_no_engine(read(folder / MODEL_FILE), folder)
+    return folder
+
+
+def _allowed(found: SessionSettings, options: Mapping[str, str]) -> dict[str, str]:
+    """Options of the caller's: as with an artefact's own, ONNX Runtime would ignore a misspelt one."""
+    known = next(one.provider_options for one in BACKENDS.values() if one.target.provider == found.provider)
+    unknown = next((name for name in options if name not in known), None)
+    if unknown is not None:
+        listed = ", ".join(sorted(known)) or "none"
+        raise InputError(f"provider_options: {found.provider} has no {unknown!r} here; known: {listed}")
+    return {name: str(value) for name, value in options.items()}
+
+
+def _cached(found: SessionSettings, cache: str | os.PathLike[str] | None) -> dict[str, str]:
+    if cache is None or found.provider != BACKENDS["tensorrt"].target.provider:
+        return {}
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    kinds = ("trt_engine_cache", "trt_timing_cache")
+    return {f"{kind}_{key}": value for kind in kinds for key, value in (("enable", "1"), ("path", str(cache)))}
 
 
 _OPENED = (MODEL_FILE, f"{MODEL_FILE}.data", SESSION_FILE, MANIFEST_FILE)
@@ -262,14 +298,10 @@ def _require_inside(folder: Path) -> None:
             raise InputError(f"{folder / name}: links to a file outside the artefact")
 
 
-def _require_unchanged(folder: Path) -> Mapping[str, Any]:
-    """Compare what will be opened with the manifest, where there is one: a server may hold only model and session.
-
-    Returns:
-        The manifest, or nothing.
-    """
+def _require_unchanged(folder: Path) -> None:
+    """Compare what will be opened with the manifest, where there is one: a server may hold only model and session."""
     if not (folder / MANIFEST_FILE).exists():
-        return {}
+        return
     manifest = read_json(folder / MANIFEST_FILE)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
@@ -277,7 +309,6 @@ def _require_unchanged(folder: Path) -> Mapping[str, Any]:
     for name in _OPENED[:-1]:
         if files.get(name) != digest(folder / name):
             raise InputError(f"{folder / name}: is not the file that {MANIFEST_FILE} names; build the artefact again")
-    return dict(manifest)
 
 
 def _warn_of_other_cpu(folder: Path, manifest: Mapping[str, Any]) -> None:

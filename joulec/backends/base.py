@@ -25,7 +25,7 @@ from joulec.passes.upgrade_opset import UpgradeOpset
 Shapes = Mapping[str, int | tuple[int, ...]]
 """Sizes of symbolic dimensions, by symbol or by input."""
 
-MODEL_FILE, SESSION_FILE = "model.onnx", "session.json"
+MODEL_FILE, SESSION_FILE, ENGINE_SCRIPT = "model.onnx", "session.json", "build_engine.py"
 
 SESSION_KEYS = frozenset(
     {
@@ -33,6 +33,7 @@ SESSION_KEYS = frozenset(
         "session.inter_op.allow_spinning",
         "session.set_denormal_as_zero",
         "session.disable_prepacking",
+        "session.layer_assignment_settings",
     }
 )
 """Session configuration entries an artefact may set. ONNX Runtime accepts unknown ones silently, so this list is the

@@ -6,15 +6,22 @@ ends.
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
 from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
 
 from joulec.backends import checks, compilers
-from joulec.backends.base import MODEL_FILE, Artefact, Backend, Rung, SessionSettings, Shapes
+from joulec.backends.base import ENGINE_SCRIPT, MODEL_FILE, Artefact, Backend, Rung, SessionSettings, Shapes
 from joulec.backends.profiles import PROFILE_OPTIONS, profile
+from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.verify import checker_problem
+from joulec.passes._qdq_graph import is_quantize
+from joulec.passes._qdq_lint import has_sparse_weights
 from joulec.passes.base import Pass
 from joulec.passes.legalize_qdq import LegalizeQdq
 from joulec.passes.schemes import TENSORRT_SCHEME
@@ -23,6 +30,8 @@ from joulec.passes.upgrade_opset import UpgradeOpset
 
 QDQ_OPSET = 13
 """Opset of per-channel QuantizeLinear and DequantizeLinear."""
+
+HALF_TYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 HALVES = frozenset({"float16", "bfloat16"})
 
@@ -55,7 +64,18 @@ class CudaBackend(GpuBackend):
     """Float32: the CUDA provider has no integer kernels for Q/DQ graphs and computes them in float."""
 
     target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100", halves=HALVES)
-    provider_options = frozenset({"cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph"})
+    provider_options = frozenset(
+        {"cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph", "fuse_conv_bias"}
+    )
+
+    def settings_for(self, module: Module, threads: int, shapes: Shapes) -> SessionSettings:
+        """Convolutions in 16 bits run on matrix units in the layout NHWC only. No CUDA graph: it replays on the
+        addresses that it was captured with, so that who switches it on must bind inputs and outputs (IOBinding).
+        """
+        found = self.settings(threads)
+        convolves = any(walk.is_onnx(node, "Conv") and node.outputs[0].dtype in HALF_TYPES for node in module.graph)
+        layout = {"prefer_nhwc": "1"} if convolves else {}
+        return replace(found, provider_options={**found.provider_options, **layout})
 
     def settings(self, threads: int) -> SessionSettings:
         return SessionSettings("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}, threads)
@@ -82,14 +102,25 @@ class TensorRtBackend(GpuBackend):
     )  # fmt: skip
 
     def settings_for(self, module: Module, threads: int, shapes: Shapes) -> SessionSettings:
-        """With optimization profiles for what stays open."""
+        """With optimization profiles for what stays open, and leave to use what the graph asks for: TensorRT 10 wants
+        a flag for each precision, later versions take it from the graph alone.
+        """
         found = self.settings(threads)
-        return replace(found, provider_options={**found.provider_options, **profile(module, shapes)})
+        flags = {name: "1" for name, wanted in _wanted(module).items() if wanted}
+        return replace(found, provider_options={**found.provider_options, **flags, **profile(module, shapes)})
 
     def settings(self, threads: int) -> SessionSettings:
         """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""
         options = {"trt_builder_optimization_level": "3"}
         return SessionSettings(self.target.provider, options, threads, {}, ("WeightBiasQuantization",))
+
+    def emit(
+        self, module: Module, directory: Path, threads: int, shapes: Shapes | None = None,
+        session: SessionSettings | None = None,
+    ) -> None:  # fmt: skip
+        """With the script that compiles an engine on the machine that will serve: engines fit one GPU only."""
+        super().emit(module, directory, threads, shapes, session)
+        shutil.copyfile(Path(__file__).with_name(ENGINE_SCRIPT), directory / ENGINE_SCRIPT)
 
     def fitting(self) -> list[Pass]:
         """Q/DQ by TensorRT's rules, whoever put it there."""
@@ -106,3 +137,12 @@ class TensorRtBackend(GpuBackend):
 
     def describe(self) -> str:
         return "float16 or float32, and INT8 (s8 symmetric, float bias) when ordered with --int8"
+
+
+def _wanted(module: Module) -> dict[str, bool]:
+    """Provider option -> whether the graph needs it."""
+    dtypes = {value.dtype for node in module.graph for value in node.outputs}
+    return {
+        "trt_fp16_enable": ir.DataType.FLOAT16 in dtypes, "trt_bf16_enable": ir.DataType.BFLOAT16 in dtypes,
+        "trt_int8_enable": any(map(is_quantize, module.graph)), "trt_sparsity_enable": has_sparse_weights(module),
+    }  # fmt: skip

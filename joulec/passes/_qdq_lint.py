@@ -220,10 +220,15 @@ def _in_float(module: Module) -> _Found:
             yield "computed-in-float", node, "its integers become floats again before anything is computed"
 
 
-def _sparse(module: Module) -> _Found:
+def _sparse(module: Module) -> Iterator[tuple[str, ir.Node, str]]:
     for node in nodes_of(module):
         if computes(node) and _has_pattern(input_at(node, 1), node):
             yield "sparse-weights", node, "two of every four weights are zero along the reduction"
+
+
+def has_sparse_weights(module: Module) -> bool:
+    """Whether any weight of an operator that computes has two zeros in every four along the reduction."""
+    return next(_sparse(module), None) is not None
 
 
 def _has_pattern(value: ir.Value | None, node: ir.Node) -> bool:

@@ -245,3 +245,22 @@ def rules(out: Console, rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(row["rule"], row["severity"], row["text"])
     out.print(table)
+
+
+_SIDES = {"cpu": "all on the CPU", "gpu": "all on the GPU", "split": "where it costs least"}
+
+
+def placements(out: Console, found: Mapping[str, Any]) -> None:
+    """`place`: joules, time, nodes on the CPU and copies of each way; `found` is `Placed.to_json()`."""
+    table = grid("nodes", ">joules", ">time", ">on the CPU", ">copies")
+    for name, one in found["placements"].items():
+        row = units.joules(one["joules"]), units.seconds(one["seconds"]), f"{len(one['host'])} of {one['nodes']}"
+        table.add_row(_SIDES[name], *row, str(one["copies"]))
+    out.print(Text(f"predicted for {units.safe(found['host'])} and {units.safe(found['device'])}", style="bold"))
+    out.print(table)
+    host = found["placements"]["split"]["host"]
+    if 0 < len(host) < found["placements"]["split"]["nodes"]:
+        more = f" and {len(host) - MAX_NAMES} more" if len(host) > MAX_NAMES else ""
+        out.print(f"on the CPU: {', '.join(units.node(name, 60) for name in host[:MAX_NAMES])}{more}")
+    if found["directory"] is not None:
+        out.print(f"artefact  {units.safe(found['directory'], 400)}")

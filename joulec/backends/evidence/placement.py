@@ -1,5 +1,7 @@
 """Which execution provider gets each node of a model: placement.py MODEL [OPTION=VALUE ...], under the stand-ins.
 
+Options are the CUDA provider's; those that start with `session.` are the session's.
+
 Prints JSON: nodes by provider, the nodes on the CPU, copies between host and device (Memcpy), and the operators of the
 graph that would run, after the provider's own fusions. The session is only created, never run: no kernel computes
 anything.
@@ -22,9 +24,11 @@ CUDA = "CUDAExecutionProvider"
 
 def main() -> None:
     model, given = sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:])
+    config = {name: given.pop(name) for name in list(given) if name.startswith("session.")}
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "placed.onnx"
-        session = ort.InferenceSession(model, options(optimized), providers=[(CUDA, given), "CPUExecutionProvider"])
+        providers = [(CUDA, given), "CPUExecutionProvider"]
+        session = ort.InferenceSession(model, options(optimized, config), providers=providers)
         if session.get_providers()[0] != CUDA:
             sys.exit("the CUDA provider did not load: are the stand-ins on LD_LIBRARY_PATH?")
         runs = Counter(node.op_type for node in nodes(onnx.load(optimized, load_external_data=False).graph))
@@ -40,11 +44,13 @@ def main() -> None:
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def options(optimized: Path) -> ort.SessionOptions:
+def options(optimized: Path, config: dict[str, str]) -> ort.SessionOptions:
     """Everything that a session does before it runs, and the graph that comes of it written to a file."""
     found = ort.SessionOptions()
     found.log_severity_level = 4
     found.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    for name, value in config.items():
+        found.add_session_config_entry(name, value)
     found.optimized_model_filepath = str(optimized)
     return found
 
