@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,10 @@ def peer(model: Model, folder: Path) -> dict[str, Any]:
     if not python.is_file():
         return {"error": "not installed (--install)"}
     if not out.is_file():
-        command = [str(python), "-W", "ignore", str(Path(__file__).with_name("modelopt_worker.py")),
-                   str(folder / "float.onnx"), str(folder / "calibration.npz"), str(out)]  # fmt: skip
+        given = folder / "modelopt-input.onnx"
+        shutil.copyfile(folder / "float.onnx", given)  # a copy, because it writes beside what it reads
+        worker = str(Path(__file__).with_name("modelopt_worker.py"))
+        command = [str(python), "-W", "ignore", worker, str(given), str(folder / "calibration.npz"), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
         if done.returncode != 0 or not out.is_file():
             return {"error": (done.stderr.strip().splitlines() or ["wrote nothing"])[-1][:200]}
