@@ -120,8 +120,7 @@ def test_commands_have_the_promised_names():
     command: Any = typer.main.get_command(cli.app)
     assert list(command.commands) == [
         "optimize", "simplify", "estimate", "carbon", "gate", "verify", "explain", "bisect", "measure", "finetune", "passes", "targets",
-        "lint", "devices",
-        "calibrate-device",
+        "lint", "package", "place", "devices", "calibrate-device",
     ]  # fmt: skip
 
 

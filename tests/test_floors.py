@@ -28,7 +28,8 @@ FLOORS = {
 
 API = {
     "accuracy", "api", "bisecting", "bisection", "build", "compile", "compiler", "decisions", "describe",
-    "explaining", "fidelity", "footprint", "gating", "linting", "measuring", "pages", "payoff", "reduction", "training",
+    "explaining", "fidelity", "footprint", "gating", "linting", "measuring", "pages", "payoff", "placing", "reduction",
+    "training",
 }  # fmt: skip
 """Modules that together make up the room `api`."""
 

@@ -45,8 +45,9 @@ def main() -> None:
         if not given.only or any(part.lower() in model.name.lower() for part in given.only):
             known[model.name] = found = climbed(model)
             say(model.name, found)
+            if not given.no_write:
+                RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if not given.no_write:
-        RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         page.write(known, [model.name for model in models()])
 
 
@@ -64,7 +65,7 @@ def artefacts(model: Model, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "joulec", "optimize", str(folder / "float.onnx"), "-o", str(out), "--int8"]
     command += [word for target in TARGETS for word in ("--target", target)]
     command += ["--data", str(folder / "calibration.npz"), "--search-budget", "0s"]
-    command += ["--shape", model.shape] if model.shape else []
+    command += ["--shape", model.shape]
     if (folder / "metric.py").is_file():
         command += ["--metric", f"{folder / 'metric.py'}:accuracy"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
@@ -95,12 +96,7 @@ def peer(model: Model, folder: Path) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
         if done.returncode != 0 or not out.is_file():
             return {"error": (done.stderr.strip().splitlines() or ["wrote nothing"])[-1][:200]}
-    return judged(out, folder, model.shape, rows(folder, batch_of(model)))
-
-
-def batch_of(model: Model) -> int:
-    """Rows of a feed that has the artefact's sizes."""
-    return int(model.shape.split("=")[1].split("x")[0]) if model.shape else 1
+    return judged(out, folder, model.shape, rows(folder, model.batch))
 
 
 def install() -> None:

@@ -13,5 +13,5 @@ from modelopt.onnx.quantization import quantize
 if __name__ == "__main__":
     model, data, out = sys.argv[1:]
     with np.load(data, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+        arrays = {name: file[name].reshape(-1, *file[name].shape[2:]) for name in file.files}  # one input of all rows
     quantize(model, calibration_data=arrays, calibration_eps=["cpu"], output_path=out)

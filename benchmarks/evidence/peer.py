@@ -9,6 +9,7 @@ from typing import Any
 
 from joulec.backends import backend
 from joulec.backends.base import Artefact
+from joulec.backends.profiles import fixed_sizes
 from joulec.energy.bind import fix_in_place, infer_all
 from joulec.errors import JoulecError
 from joulec.ir.onnx_file import read
@@ -19,13 +20,12 @@ from joulec.shapespec import parse_shapes
 RUNGS = ("onnx checker", "lint", "kernel table", "CPU numerics", "TensorRT-RTX engine")
 
 
-def judged(file: Path, folder: Path, shape: str | None, feeds: list[dict[str, Any]]) -> dict[str, Any]:
+def judged(file: Path, folder: Path, shape: str, feeds: list[dict[str, Any]]) -> dict[str, Any]:
     """The rungs of a model, with the sizes that joulec's artefact has."""
     try:
         module, reference = read(file), read(folder / "float.onnx")
-        if shape:
-            fix_in_place(module, _sizes(module, shape))
-            infer_all(module, symbolic=True)
+        fix_in_place(module, fixed_sizes(module, parse_shapes(shape)))
+        infer_all(module, symbolic=True)
         with tempfile.TemporaryDirectory() as place, LocalRunner() as runner:
             module.save(Path(place) / "model.onnx")
             target = backend("tensorrt")
@@ -34,12 +34,6 @@ def judged(file: Path, folder: Path, shape: str | None, feeds: list[dict[str, An
         return {"error": str(error)[:300]}
     found = {one.name: [one.status, one.detail] for one in rungs if one.name in RUNGS}
     return {"rungs": found, "operators": sum(map(computes, module.graph)), "bytes": module.weight_bytes()}
-
-
-def _sizes(module: Any, shape: str) -> dict[str, int]:
-    from joulec.backends.profiles import fixed_sizes
-
-    return fixed_sizes(module, parse_shapes(shape))
 
 
 if __name__ == "__main__":

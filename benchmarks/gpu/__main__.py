@@ -128,7 +128,8 @@ def feed_of(session: Any, folder: Path) -> dict[str, np.ndarray]:
     fixed = onnx.load(folder / "artefacts" / "cuda" / "model.onnx", load_external_data=False).graph.input
     batch = {one.name: one.type.tensor_type.shape.dim[0].dim_value or 1 for one in fixed}
     with np.load(folder / "calibration.npz", allow_pickle=False) as file:
-        return {one.name: np.ascontiguousarray(file[one.name][: batch[one.name]]) for one in session.get_inputs()}
+        rows = {one.name: file[one.name].reshape(-1, *file[one.name].shape[2:]) for one in session.get_inputs()}
+    return {name: np.ascontiguousarray(array[: batch[name]]) for name, array in rows.items()}
 
 
 def compared(original: Bound, artefact: Bound, seconds: float) -> dict[str, Any]:
