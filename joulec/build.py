@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 import joulec
@@ -257,10 +258,10 @@ class Build:
 
     def _artefact(self, module: Module, folder: Path, inputs: Inputs) -> Artefact:
         """What the checks look at: the user's feeds where they have the sizes of the artefact, else made-up ones."""
-        feeds: Sequence[Feed] = [] if inputs.feeds is None or inputs.obstacle else inputs.feeds.head(CHECKED)
+        feeds = [] if inputs.feeds is None or inputs.obstacle else _stacked(inputs.feeds, module)
         said = "" if inputs.feeds is None else inputs.feeds.description
         if not inputs.obstacle and not (feeds and _fit(feeds, module)):
-            feeds = synthetic_probes(module, still_open(module, self.request.shapes), self.request.seed)[0]
+            feeds = list(synthetic_probes(module, still_open(module, self.request.shapes), self.request.seed)[0])
             said = "made-up feeds"
         return Artefact(
             module, folder, self.runner, inputs.obstacle, self.lowered.module, feeds, said, self.request.shapes
@@ -291,6 +292,26 @@ class Build:
             artefact.write_manifest(folder, key or "", one.target.name, report.to_json(), joulec.__version__, measured)
             written = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         return replace(report, directory=str(place), files=written)
+
+
+def _stacked(feeds: Feeds, module: Module) -> list[Feed]:
+    """The first feeds, put together where `module` fixes a larger batch than they have."""
+    first = next(iter(feeds), {})
+    sizes = ((_batch(value), np.shape(first.get(str(value.name), 0))) for value in module.inputs())
+    batches = {batch / shape[0] for batch, shape in sizes if batch and shape and shape[0]}
+    count = int(batches.pop()) if len(batches) == 1 else 1
+    single = feeds.head(CHECKED * max(count, 1))
+    alike = len({tuple((name, one[name].shape) for name in first) for one in single}) == 1
+    if count <= 1 or not alike:
+        return single[:CHECKED]
+    groups = [single[start : start + count] for start in range(0, len(single) - count + 1, count)]
+    return [{name: np.concatenate([one[name] for one in group]) for name in first} for group in groups]
+
+
+def _batch(value: ir.Value) -> int:
+    """The fixed leading size of an input; 0 where it is open, or where there is none."""
+    dims = tuple(value.shape or ())
+    return dims[0] if dims and isinstance(dims[0], int) else 0
 
 
 def _fit(feeds: Sequence[Feed], module: Module) -> bool:

@@ -18,7 +18,7 @@ from joulec.ir.values import bound_shape, constant, constant_tensor
 from joulec.passes._half_numbers import DIVISORS, Half, Magnitude, is_tiny, magnitudes, masks, spoiled
 from joulec.passes._half_places import Places, places
 from joulec.passes._patterns import first_match
-from joulec.passes._qdq_graph import is_dequantize
+from joulec.passes._qdq_graph import is_dequantize, is_quantize
 from joulec.passes.base import Context
 
 SAVED = 0.5
@@ -135,15 +135,17 @@ class Plan:
         self.chosen = {id(node) for node, side, ok in zip(self.nodes, sides, may, strict=True) if side and ok}
 
     def _crossings(self, number: Mapping[int, int], touched: list[bool]) -> Iterator[Crossing]:
-        """Every value between two nodes; none is cast behind a DequantizeLinear, which kernels take in."""
+        """Every value between two nodes. None is cast behind a DequantizeLinear, which kernels take in, and none of
+        the two of a pair is narrow alone: they share a scale.
+        """
         for index, node in enumerate(self.nodes):
             if not touched[index]:
                 continue
             for value in node.outputs:
                 readers = (number.get(id(use.node)) for use in value.uses())
                 known = tuple(dict.fromkeys(one for one in readers if one is not None))
-                if value.dtype == ir.DataType.FLOAT and known:
-                    price = math.inf if is_dequantize(node) else self._costs.cast(value)
+                if known and (value.dtype == ir.DataType.FLOAT or is_quantize(node)):
+                    price = math.inf if is_dequantize(node) or is_quantize(node) else self._costs.cast(value)
                     yield Crossing(index, known, price, price)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -163,19 +163,29 @@ def _integers_behind(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
+HALF_SCALES = 19
+"""The first opset in which QuantizeLinear and DequantizeLinear take float16."""
+
+
 def quantize_weight(rewriter: Rewriter, node: ir.Node) -> None:
     """Quantize the float weight of an operator whose activation is quantized, one scale a channel."""
     value = input_at(node, 1)
     numbers = constant(value)
     if value is None or numbers is None or _integers_behind(input_at(node, 0)) is None:
         raise Refused("its activation has no scale: calibrate the float model, joulec optimize --int8 does")
-    if numbers.dtype != np.float32 or numbers.ndim < 2 or not numbers.size or not np.all(np.isfinite(numbers)):
-        raise Refused("its weight is not a finite float32 matrix")
-    axis = weight_axis(node)
-    made = weight_parameters(numbers, axis, 127)
+    if numbers.dtype not in (np.float32, np.float16) or numbers.ndim < 2 or not numbers.size:
+        raise Refused("its weight is not a matrix of float32 or float16")
+    if not np.all(np.isfinite(numbers)):
+        raise Refused("its weight is not finite")
+    if numbers.dtype == np.float16 and rewriter.module.opset < HALF_SCALES:
+        raise Refused(f"float16 scales need opset {HALF_SCALES}")
+    axis, kind, wide = weight_axis(node), numbers.dtype, numbers.astype(np.float32)
+    made = weight_parameters(wide, axis, 127)
+    made = replace(made, scale=np.maximum(made.scale.astype(kind), np.finfo(kind).smallest_subnormal))
     mask = rewriter.module.masks.get(value.name or "")
+    integers = quantized(wide, replace(made, scale=made.scale.astype(np.float32)), axis)
     parts = (
-        rewriter.constant(quantized(numbers, made, axis), f"{value.name}_int8", at=node, mask=mask),
+        rewriter.constant(integers, f"{value.name}_int8", at=node, mask=mask),
         rewriter.constant(made.scale, f"{value.name}_scale", at=node),
         rewriter.constant(made.zero_point, f"{value.name}_zero_point", at=node),
     )

@@ -199,3 +199,13 @@ def test_what_the_cpu_wants_tensorrt_refuses_until_it_is_legalized(tmp_path):
     LegalizeQdq().run(module, Context(TENSORRT, runner=LocalRunner()))
     taken = compilers.engine(emitted(tmp_path, module), module, {})
     assert taken.status == "passed", taken.detail
+
+
+def test_feeds_are_put_together_where_the_batch_is_fixed(tmp_path):
+    module = build(CNN, cnn_weights())
+    module.save(tmp_path / "model.onnx")
+    report = joulec.optimize(
+        tmp_path / "model.onnx", tmp_path / "out", target="cuda", data=feeds(10, x=(1, 3, 12, 12)), shape={"N": 4}
+    ).reports["cuda"]
+    rung = next(one for one in report.checks if one.name == "CPU numerics")
+    assert (rung.status, "2 feeds, data (10 feeds)" in rung.detail) == ("passed", True), rung

@@ -173,6 +173,19 @@ def test_no_cast_stands_behind_a_dequantize():
     assert after == pytest.approx(before, abs=2e-2)
 
 
+def test_the_two_of_a_pair_have_one_type():
+    """The Q reads a value whose maker stays float32, and the DQ feeds an operator that does not."""
+    text = """g (float[64,512] x) => (float[64,512] y) {
+        a = Mul(x, big) b = Mul(a, small) q = QuantizeLinear(b, s) d = DequantizeLinear(q, s)
+        wd = DequantizeLinear(w, s) y = MatMul(d, wd) }"""
+    weights = {"big": np.float32(1e5), "small": np.float32(1e-5), "s": np.float32(0.02)}
+    module = build(text, {**weights, "w": np.ones((512, 512), np.int8)})
+    made, _ = converted(module, feeds(2, x=(64, 512)), RTX, max_error=0.5)
+    quantize = next(node for node in made.graph if node.op_type == "QuantizeLinear")
+    behind = next(use.node for use in quantize.outputs[0].uses())
+    assert quantize.inputs[1].dtype == behind.inputs[1].dtype
+
+
 def test_the_emulation_rounds_every_value():
     """What numpy computes in float32 and rounds; ONNX Runtime keeps float32 between the operators if left alone."""
     text = "g (float[1,256] x) => (float[1,256] y) { a = Mul(x, c) b = Add(a, x) d = Mul(b, b) y = Sub(d, x) }"
