@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joulec
-from joulec.api import estimate, writable_file
+from joulec.api import writable_file
 from joulec.backends import artefact, backend
 from joulec.backends.base import MODEL_FILE
-from joulec.energy import DeviceProfile, Estimate, load_profile
+from joulec.energy import DeviceProfile, EnergyModel, Estimate, load_profile
+from joulec.energy.bind import still_open
 from joulec.errors import InputError
 from joulec.gating import lock as locking
 from joulec.gating.checks import WORSE, Check, OpDiff, Slack, checks, operators
 from joulec.gating.lock import Lock, LockedAccuracy, LockedEnergy, LockedLatency, LockedModel, LockedOperator
+from joulec.ir.lower import lower
 from joulec.pages import report_of
 from joulec.report.data import Report
 from joulec.shapespec import parse_shapes
@@ -160,8 +162,9 @@ def intact(folder: Path) -> Report:
 
 def measured(folder: Path, report: Report, pinned: str, profile: DeviceProfile, limits: Limits | None) -> Lock:
     """What an artefact costs: joules by the pinned profile, the rest as its build measured it."""
-    shapes = parse_shapes(report.shapes) if report.shapes else None
-    priced = estimate(folder / MODEL_FILE, report.target, shapes, pinned, limits=limits)
+    module = lower(folder / MODEL_FILE, limits=limits).module
+    sizes = still_open(module, parse_shapes(report.shapes))  # some targets fix them in the artefact
+    priced = EnergyModel(profile, report.target).estimate(module, sizes, in_place=True)
     entries = artefact.digests(folder)
     weights = (MODEL_FILE, f"{MODEL_FILE}.data")
     return Lock(

@@ -44,47 +44,75 @@ def _row(one: Point, best: bool) -> Row:
 
 
 def frontier(found: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats in speed without losing accuracy; only what was judged and timed takes part."""
-    known = [one for one in found if one.ratio is not None]
+    """Those that no other one beats without losing accuracy: in speed, or in joules where nothing was timed."""
+    known = _comparable(found)
     return [one for one in known if not any(_beats(other, one) for other in known)]
 
 
+def _comparable(found: Sequence[Point]) -> list[Point]:
+    """The sets that were timed; where none was, those whose joules were predicted and whose accuracy was judged."""
+    timed = [one for one in found if one.ratio is not None]
+    return timed or [one for one in found if one.joules and one.drop is not None]
+
+
 def _beats(one: Point, other: Point) -> bool:
-    faster, nearer = (one.ratio or 0.0) - (other.ratio or 0.0), (other.drop or 0.0) - (one.drop or 0.0)
-    return faster >= 0 and nearer >= 0 and (faster > 0 or nearer > 0)
+    cheaper, nearer = _gain(one) - _gain(other), (other.drop or 0.0) - (one.drop or 0.0)
+    return cheaper >= 0 and nearer >= 0 and (cheaper > 0 or nearer > 0)
+
+
+def _gain(one: Point) -> float:
+    return one.ratio if one.ratio is not None else -(one.joules or 0.0)
 
 
 def front(report: Report) -> Picture | None:
-    """Drop in accuracy, downwards, against speed, where at least one set was both judged and timed."""
-    timed = [one for one in report.points if one.ratio is not None and one.drop is not None]
-    if not timed:
+    """Drop in accuracy, downwards, against speed, or against joules where nothing was timed; better is to the right."""
+    shown = [one for one in _comparable(report.points) if one.drop is not None]
+    if not shown:
         return None
+    timed = shown[0].ratio is not None
     budget = None if report.accuracy is None else report.accuracy.budget
-    across, down = _axes(timed, budget)
-    best = frontier(timed)
-    trail = sorted((one.ratio or 0.0, one.drop or 0.0) for one in best)
+    across, down = _speed(shown) if timed else _joules(shown), _drop(shown, budget)
+    best = frontier(shown)
+    trail = sorted(((_place(one), one.drop or 0.0) for one in best), key=lambda place: across.at(place[0]))
     lines = [Line(tuple(trail), "trail")]
-    key = [("kept", "kept"), ("tried", "tried"), ("float", "float")]
+    key = [("kept", "kept"), ("tried", "tried"), *([("float", "float")] if timed else [])]
     if budget:
-        lines.append(Line(((across.low, budget), (across.high, budget)), "budget", "budget"))
+        ends = sorted((across.low, across.high), key=across.at)
+        lines.append(Line(tuple((end, budget) for end in ends), "budget", "budget"))
         key.append(("limit", "budget: drops below the line are too many"))
-    dots = [Dot(1.0, 0.0, "float", "float"), *(_dot(one, one in best) for one in timed)]
-    label = f"Drop in accuracy against speed of {units.plural(len(timed), 'set')} of operators in INT8"
-    return Picture("front", "", "", scatter(across, down, dots, lines), label, tuple(key), timed=True)
+    dots = [*([Dot(1.0, 0.0, "float", "float")] if timed else []), *(_dot(one, one in best) for one in shown)]
+    against = "speed" if timed else "predicted joules"
+    label = f"Drop in accuracy against {against} of {units.plural(len(shown), 'set')} of operators in INT8"
+    return Picture("front", "", "", scatter(across, down, dots, lines), label, tuple(key), timed=timed)
 
 
-def _axes(timed: Sequence[Point], budget: float | None) -> tuple[Axis, Axis]:
+def _place(one: Point) -> float:
+    return one.ratio if one.ratio is not None else one.joules or 0.0
+
+
+def _speed(timed: Sequence[Point]) -> Axis:
     fastest = max(1.0, *(one.ratio or 0.0 for one in timed))
-    drops = [0.0, *(one.drop or 0.0 for one in timed), *([budget] if budget else [])]
-    low, high = min(drops), max(max(drops), 1e-4)
     step = 0.5 if fastest > 1.2 else 0.25
     step *= max(1, round(fastest / (8 * step)))
     marks = [index * step for index in range(int(1.05 * fastest / step) + 1)]
-    across = Axis(0.0, 1.05 * fastest, "speed, float = 1x", tuple((mark, f"{mark:g}x") for mark in marks))
+    return Axis(0.0, 1.05 * fastest, "speed, float = 1x", tuple((mark, f"{mark:g}x") for mark in marks))
+
+
+def _joules(shown: Sequence[Point]) -> Axis:
+    spent = [one.joules or 0.0 for one in shown]
+    low, high = min(spent), max(spent)
+    room = 0.1 * (high - low) or 0.1 * high
+    ticks = tuple((joules, units.joules(joules)) for joules in dict.fromkeys((low, high)))
+    return Axis(low - room, high + room, "predicted joules, less to the right", ticks, flipped=True)
+
+
+def _drop(shown: Sequence[Point], budget: float | None) -> Axis:
+    drops = [0.0, *(one.drop or 0.0 for one in shown), *([budget] if budget else [])]
+    low, high = min(drops), max(max(drops), 1e-4)
     room = 0.04 * (high - low)
     drops = [drop for drop in sorted({low, high, 0.0}) if drop in (low, high) or _apart(drop, low, high)]
     ticks = tuple((drop, f"{drop:.4f}") for drop in drops)
-    return across, Axis(low - room, high + room, "drop in accuracy", ticks, flipped=True)
+    return Axis(low - room, high + room, "drop in accuracy", ticks, flipped=True)
 
 
 def _apart(drop: float, low: float, high: float) -> bool:
@@ -94,5 +122,6 @@ def _apart(drop: float, low: float, high: float) -> bool:
 
 def _dot(one: Point, best: bool) -> Dot:
     kind = "kept" if one.kept else "best" if best else "tried"
-    said = f"{one.operators} of {one.total} in INT8: {one.ratio:.2f}x, drop {one.drop:.4f}"
-    return Dot(one.ratio or 0.0, one.drop or 0.0, kind, said, 6.0 if one.kept else 5.0)
+    cost = units.joules(one.joules) if one.ratio is None else f"{one.ratio:.2f}x"
+    said = f"{one.operators} of {one.total} in INT8: {cost}, drop {one.drop:.4f}"
+    return Dot(_place(one), one.drop or 0.0, kind, said, 6.0 if one.kept else 5.0)

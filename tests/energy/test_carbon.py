@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joulec.cli_quantities import embodied, joules, rate
@@ -43,6 +43,7 @@ def test_grams_by_hand():
     assert found.per_year is not None and found.per_year.value == pytest.approx(0.54 * runs + 12_500)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-9, 1e3), st.floats(1.0, 3.0), st.floats(1e-3, 1e6))
 def test_the_interval_is_carried_through_in_order(amount: float, pue: float, per_second: float):
     found = emissions(Spread(amount, amount / 3, amount * 3), "estimated", GRID, pue=pue, rate=per_second)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lock_sample import LOCK, MACHINE, TERMS, lock
 
@@ -58,6 +58,7 @@ def test_new_operators_without_a_price_leave_nothing_to_tell():
     assert verdicts(terms=less, joules=1e-3, unknown={"Mystery": 1})["energy"] == "same"
 
 
+@settings(deadline=None)
 @given(st.floats(0.2, 5.0), st.floats(1.0, 1.3), st.floats(1.0, 1.3))
 def test_speed_is_worse_only_beyond_both_intervals_and_the_slack(ratio: float, then: float, now: float):
     old = LockedLatency(1.0, 1 / then, then, 5.0, MACHINE, 1)

@@ -71,6 +71,13 @@ def test_a_lock_of_another_target_or_a_changed_profile_cannot_be_compared(folder
     assert joulec.gate(folder / "small", place, update=True).updated, "--update replaces what cannot be read"
 
 
+def test_a_target_that_fixes_the_sizes_in_its_artefact_is_gated_too(folder: Path):
+    joulec.optimize(str(folder / "small.onnx"), folder / "cuda", target="cuda", passes="fold-constants", shape={"N": 2})
+    made = joulec.gate(folder / "cuda", folder / "cuda.lock", update=True)
+    held = joulec.gate(folder / "cuda", folder / "cuda.lock")
+    assert made.updated and [check.verdict for check in held.checks] == ["same", "same"], "energy and size; nothing was timed"
+
+
 def test_only_intact_artefacts_are_gated(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "small", tmp_path / "small")
     (tmp_path / "small" / "session.json").write_text("{}")

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lock_sample import LOCK, lock
 
@@ -27,6 +27,7 @@ def test_what_is_written_is_read_back_and_the_same_lock_gives_the_same_bytes(tmp
     assert text(read(written(tmp_path, text(LOCK)))) == text(LOCK)
 
 
+@settings(deadline=None)
 @given(NAMES, NAMES)
 def test_names_from_a_model_cannot_break_the_file(op: str, model: str):
     made = lock(model=model, operators={op: LockedOperator(1, 1e-3, 5, 7)}, unknown={op: 2})

@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_sample import estimate, node, report
 
@@ -25,6 +25,7 @@ ROOFS = Roofs((("fp32", 1e12),), (("DRAM", 4e10), ("cache", 4e11)))
 # -- primitives -----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40), st.floats(0.3, 4.0))
 def test_a_treemap_fills_its_room_with_areas_in_proportion_and_without_overlap(values: list[float], aspect: float):
     values = sorted(values, reverse=True)
@@ -52,6 +53,7 @@ def test_axes_place_values_linearly_by_decades_and_the_other_way_round():
     assert Axis(0.0, 4.0, "", (), flipped=True).at(1.0) == 75.0
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e15), st.floats(1.0, 1e12))
 def test_decades_enclose_what_they_mark_in_few_steps(low: float, factor: float):
     marks = decades(low, low * factor)

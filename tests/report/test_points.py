@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_sample import points, report
 
@@ -29,6 +29,7 @@ def test_the_kept_set_stands_first_then_those_that_nothing_beats_then_the_rest()
     assert found[0].drop == "0.0014 (elsewhere up to 0.0031)" and found[0].energy == "449 µJ"
 
 
+@settings(deadline=None)
 @given(POINTS)
 def test_nothing_beats_what_is_best_and_something_beats_or_equals_the_rest(found: list[Point]):
     best = frontier(found)
@@ -39,6 +40,7 @@ def test_nothing_beats_what_is_best_and_something_beats_or_equals_the_rest(found
         assert (one in best) != beaten
 
 
+@settings(deadline=None)
 @given(POINTS, st.sampled_from([None, 0.0, 0.01, 0.3]))
 def test_every_dot_lies_on_the_picture(found: list[Point], budget: float | None):
     whole = report()
@@ -53,6 +55,16 @@ def test_every_dot_lies_on_the_picture(found: list[Point], budget: float | None)
     assert ('class="budget"' in drawn.body) == bool(budget)
 
 
-def test_without_a_timed_set_there_is_no_picture():
+def test_where_nothing_was_timed_predicted_joules_take_the_place_of_speed():
     untimed = tuple(dataclasses.replace(one, ratio=None) for one in points())
-    assert front(dataclasses.replace(report(), points=untimed)) is None
+    drawn = front(dataclasses.replace(report(), points=untimed))
+    assert drawn is not None and not drawn.timed
+    assert "predicted joules of 5 sets" in drawn.label and "predicted joules, less to the right" in drawn.body
+    places = re.findall(r'<circle class="dot [a-z]+" cx="([0-9.]+)%"', drawn.body)
+    assert float(places[0]) > float(places[-1]), "420 µJ stand to the right of 600 µJ"
+    assert [row.verdict for row in rows(untimed)].count("best") == 3, "the most accurate, and those that cost less"
+
+
+def test_without_time_and_joules_there_is_no_picture():
+    bare = tuple(dataclasses.replace(one, ratio=None, joules=None) for one in points())
+    assert front(dataclasses.replace(report(), points=bare)) is None
