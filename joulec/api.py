@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import joulec
 from joulec import decisions as recording
-from joulec import describe
+from joulec import describe, shapespec
 from joulec.backends import BACKENDS, Backend, artefact, backend
 from joulec.build import Build, Progress, Request, Shapes, runner_for, within_energy
 from joulec.compile.orders import SEARCH_SECONDS
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     import onnx
 
     from joulec.ir.sandbox import Limits
+
+
+FORMULA_NODES = 2000
+"""Larger models are priced at the sizes given only: a formula takes ten estimates."""
 
 
 class _Unset:
@@ -322,7 +326,30 @@ def estimate(
     one = backend(target)
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
-    return EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)  # lowered for this only
+    priced = EnergyModel(profile, one.target.name)
+    told = priced.formulas(module) if module.node_count() <= FORMULA_NODES else {}
+    return replace(priced.estimate(module, shape or {}, in_place=True), formulas=told)  # lowered for this only
+
+
+def sweep(
+    model: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    *, limits: Limits | None = None, trust_code: bool = False,
+) -> list[tuple[Shapes, Estimate]]:  # fmt: skip
+    """`estimate` at every size of the one range in `shape`, doubling from its smallest to its largest.
+
+    Returns:
+        Shapes and the estimate at them; empty where no size is a range.
+
+    Raises:
+        InputError: several sizes are ranges.
+    """
+    points = shapespec.sweep(dict(shape or {}))
+    if not points:
+        return []
+    one = backend(target)
+    priced = EnergyModel(profile_for(device, one.target.device), one.target.name)
+    module = lower(model_file(model), trust_code=trust_code, limits=limits).module
+    return [(point, priced.estimate(module, point)) for point in points]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ESTIMATE_HELP = epilog(
     "joulec estimate model.onnx --shape batch=8", "joulec estimate build/ --target tensorrt --device h100 --json",
     "joulec estimate model.onnx --region DE --pue 1.2   grams of CO2e too; more of it: joulec carbon --help",
+    "joulec estimate model.onnx --shape batch=1..64   joules per sample at every batch size",
     "joulec estimate model.onnx --html costs.html   a page to look at",
 )
 MEASURE_HELP = epilog("joulec measure build/ --against model.onnx --data calib.npz", "joulec measure model.onnx --json")
@@ -49,22 +50,33 @@ def estimate(
 ) -> None:
     """Price every node in joules, without running the model; costliest first."""
     limits = options.limits(memory_limit, time_limit)
-    from joulec import pages
-    from joulec.report import carbon_tables, terminal
+    from joulec import api, pages
+    from joulec.report import carbon_tables, energy_tables, terminal
 
     place = None if html is None else _page_place(html)
-    priced = pages.price(model, target, options.shapes(shape), device, limits=limits, trust_code=trust_code)
+    asked = model, target, options.shapes(shape), device
+    priced = pages.price(*asked, limits=limits, trust_code=trust_code)
     if place is not None:
         priced.page().save(place)
     found, emitted = priced.to_json(), _emitted(priced.estimate, region or (), pue)
+    swept = [_point(*one) for one in api.sweep(*asked, limits=limits, trust_code=trust_code)]
     if json:
-        print_json({**found, "carbon": emitted} if region else found)
+        print_json({**found, **({"carbon": emitted} if region else {}), **({"sweep": swept} if swept else {})})
         return
     terminal.estimate_table(terminal.console(), priced.name, found, top or None)
+    if swept:
+        energy_tables.swept(terminal.console(), swept)
     for one in emitted:
         terminal.console().print(carbon_tables.line(one))
     if html is not None:
         terminal.place(terminal.console(), "page", html)
+
+
+def _point(shape: Mapping[str, Any], priced: Estimate) -> dict[str, Any]:
+    """One size of a sweep."""
+    kept = ("total_joules", "low", "high", "samples", "joules_per_sample", "seconds")
+    told = priced.to_json()
+    return {"shape": dict(shape), **{name: told[name] for name in kept}}
 
 
 def _emitted(priced: Estimate, regions: Sequence[str], pue: float) -> list[dict[str, Any]]:
@@ -163,7 +175,7 @@ def calibrate_device(
         int, typer.Option("--threads", metavar="N", min=1, help="Intra-op threads to calibrate for.")
     ] = 1,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Half of the microbenchmarks, each timed half as long.")
+        bool, typer.Option("--quick", help="Half of the microbenchmarks, each for a shorter while.")
     ] = False,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", show_default=False, help="Default: the CPU's model.")

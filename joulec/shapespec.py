@@ -1,4 +1,4 @@
-"""The text of `--shape`: `batch=8,seq=128`, `x=1x3x320x320`, or a range, `batch=1:8:32`."""
+"""The text of `--shape`: `batch=8,seq=128`, `x=1x3x320x320`, or a range, `batch=1:8:32` or `batch=1..32`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_DIM = (1 << 31) - 1
 """Larger dimensions are typing errors."""
 
 _DIMS = re.compile(r"[0-9]+(:[0-9]+){0,2}(x[0-9]+(:[0-9]+){0,2})*")
-_FORM = "write NAME=8 for a symbol, NAME=1x3x320x320 for an input, or NAME=1:8:32 for a range"
+_FORM = "write NAME=8 for a symbol, NAME=1x3x320x320 for an input, or NAME=1:8:32 (or NAME=1..32) for a range"
 
 
 class SizeRange(int):
@@ -50,6 +50,27 @@ def span_of(size: int) -> tuple[int, int, int]:
 def spelled_size(size: int | tuple[int, ...]) -> str:
     """A size, or all the dimensions of an input, as `parse_shapes` reads them."""
     return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def sweep(spec: Spec) -> list[Spec]:
+    """The sizes at which a range is looked at: its smallest, doubled until its largest, which is the last one.
+
+    Raises:
+        InputError: more than one entry is a range.
+    """
+    ranges = [name for name, size in spec.items() if isinstance(size, SizeRange) and size.low < size.high]
+    if len(ranges) > 1:
+        raise InputError(f"--shape: one range at a time is swept, given are {', '.join(ranges)}")
+    return [{**spec, name: size} for name in ranges for size in _doubled(spec[name])]
+
+
+def _doubled(span: int | tuple[int, ...]) -> list[int]:
+    if not isinstance(span, SizeRange):
+        return []
+    sizes = [span.low]
+    while 2 * sizes[-1] < span.high:
+        sizes.append(2 * sizes[-1])
+    return [*sizes, span.high]
 
 
 def parse_shapes(texts: str | Iterable[str]) -> Spec:
@@ -95,7 +116,7 @@ def _split(entry: str, text: str) -> tuple[str, int | tuple[int, ...]]:
 
 
 def _size(name: str, text: str) -> int | tuple[int, ...]:
-    lowered = text.lower()
+    lowered = text.lower().replace("..", ":")
     if not _DIMS.fullmatch(lowered):
         raise InputError(f"--shape {name}={text}: '{text}' is not a size; {_FORM}")
     dims = tuple(_checked(name, part) for part in lowered.split("x"))

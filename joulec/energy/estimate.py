@@ -89,6 +89,7 @@ class Estimate:
         assumed: what was taken as 1 because nobody gave it: dimensions, trip counts, branches.
         samples: the batch size, where the model has one.
         seconds: the sum of the nodes' times.
+        formulas: `flops` and `bytes` as formulas in the model's symbols, where it has some and they were asked for.
         notes: what else a reader must know (costlier branch taken, inference failed).
         terms: energy term -> amount, for `compare`.
         coefficients: energy term -> joules per unit, with its interval.
@@ -110,6 +111,7 @@ class Estimate:
     terms: Mapping[str, float] = field(default_factory=dict, repr=False)
     coefficients: Mapping[str, Bounds] = field(default_factory=dict, repr=False)
     features: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    formulas: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def joules_per_sample(self) -> float | None:
@@ -131,6 +133,7 @@ class Estimate:
             "device": self.device, "nodes": [node.to_json() for node in self.nodes], "unknown": list(self.unknown),
             "assumed": list(self.assumed), "samples": self.samples, "joules_per_sample": self.joules_per_sample,
             "seconds": self.seconds, "static_included": True, "notes": list(self.notes),
+            "formulas": dict(self.formulas),
         }  # fmt: skip
 
 

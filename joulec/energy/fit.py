@@ -1,6 +1,6 @@
 """Fitting kernel times: non-negative least squares on relative errors, with bootstrap intervals.
 
-    T = run + sum over families(operations x a + bytes x b + bytes beyond the cache x c + launches x d),   all >= 0
+    T = run + sum over kernel families, and their terms (amount x coefficient),   all coefficients >= 0
 
 Rows are divided by T, so that a rung of 10 us weighs as much as one of 10 ms. Non-negative, because a negative
 coefficient fits noise and extrapolates to negative times (Lawson & Hanson 1974; scipy.optimize.nnls).
@@ -17,7 +17,7 @@ from joulec.errors import missing_extra
 from joulec.ir.values import Array
 
 Features = Mapping[str, Mapping[str, float]]
-"""Kernel family -> operations, bytes, bytes beyond the cache, launches of one run (`Estimate.features`)."""
+"""Kernel family -> term -> amount, of one run (`Estimate.features`)."""
 
 RUN = ("run", "launch")
 FOLDS, RESAMPLES = 10, 100
@@ -72,6 +72,20 @@ def fit(runs: Sequence[Features], seconds: Sequence[float], seed: int = 0) -> Fi
     ratios = _held_out(rows, random)
     spread = float(np.exp(np.quantile(np.abs(np.log(np.maximum(ratios, 1e-6))), 0.95)))
     return Fit(laws, max(spread, 1.01), tuple(float(r) - 1.0 for r in ratios))
+
+
+def coefficients(runs: Sequence[Features], seconds: Sequence[float]) -> dict[tuple[str, str], float]:
+    """The best coefficients alone: (family, term) -> seconds per unit."""
+    columns = _columns(runs)
+    solution = _solve(_rows(runs, seconds, columns), np.ones(len(runs)))
+    return {column: float(value) for column, value in zip(columns, solution, strict=True)}
+
+
+def held_out_error(runs: Sequence[Features], seconds: Sequence[float], seed: int = 0) -> float:
+    """Mean logarithmic error of the runs, each predicted without itself: how well this description of them works."""
+    rows = _rows(runs, seconds, _columns(runs))
+    ratios = _held_out(rows, np.random.default_rng(seed))
+    return float(np.mean(np.abs(np.log(np.maximum(ratios, 1e-6)))))
 
 
 def predict(laws: Mapping[tuple[str, str], Law], features: Features) -> float:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from joulec.energy import blocked
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.view import MAX_CONSTANT_ELEMENTS
-from joulec.ir.values import constant_tensor, input_at, rank, sole_consumer
-from joulec.ir.walk import is_onnx
+from joulec.ir.values import constant_tensor, input_at, sole_consumer
+from joulec.ir.walk import MICROSOFT_DOMAIN, is_onnx
 
 CONV_ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
 GEMM_ACTIVATIONS = (
     "Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Softplus", "Softsign", "ThresholdedRelu",
 )  # fmt: skip
-_POOLS = ("MaxPool", "AveragePool")
 
 
 @dataclass
@@ -45,42 +45,22 @@ def fuse_conv(plan: Plan, head: ir.Node) -> None:
     if input_at(head, 1) in plan.constants:
         _fold_scales(plan, chain)
     _residual(plan, chain)
-    _activation(plan, chain, CONV_ACTIVATIONS)
-    plan.blocked.add(chain.value)
-    _commit(plan, chain, "FusedConv" if chain.epilogue else "Conv", _pad_reads(plan, head))
+    fuse_activation(plan, chain, CONV_ACTIVATIONS)
+    if blocked.computes_blocked(plan, head):
+        plan.blocked.add(chain.value)
+    commit(plan, chain, "FusedConv" if chain.epilogue else "Conv", _pad_reads(plan, head))
 
 
 def fuse_gemm(plan: Plan, head: ir.Node) -> None:
     """Gemm -> [activation]."""
     chain = Chain(head, head.outputs[0])
-    _activation(plan, chain, GEMM_ACTIVATIONS)
-    _commit(plan, chain, "FusedGemm" if chain.absorbed else "Gemm", plan.reads(head))
+    fuse_activation(plan, chain, GEMM_ACTIVATIONS)
+    commit(plan, chain, "FusedGemm" if chain.absorbed else "Gemm", plan.reads(head))
 
 
-def fuse_matmul(plan: Plan, head: ir.Node) -> None:
-    """MatMul of matrices -> Add of a constant row -> [activation], which runs as one Gemm; else a plain MatMul."""
-    chain = Chain(head, head.outputs[0])
-    add = bias_add(plan, head)
-    if add is not None:
-        chain.take(add[0], reads=add[1])
-        _activation(plan, chain, GEMM_ACTIVATIONS)
-    name = "MatMul" if add is None else "FusedGemm" if len(chain.absorbed) > 1 else "Gemm"
-    _commit(plan, chain, name, plan.reads(head))
-
-
-def bias_add(plan: Plan, head: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    """The Add of a constant of rank 1 or 2 right behind a MatMul of two matrices, and that constant."""
-    if rank(input_at(head, 0)) != 2 or rank(input_at(head, 1)) != 2:
-        return None
-    add = plan.follower(head.outputs[0])
-    if add is None or not is_onnx(add, "Add"):
-        return None
-    other = _other_operand(plan, add, head.outputs[0])
-    return (add, other) if other in plan.constants and other is not None and (rank(other) or 3) <= 2 else None
-
-
-def _commit(plan: Plan, chain: Chain, name: str, reads: tuple[ir.Value | None, ...]) -> None:
-    kernel = Kernel(name, (*reads, *chain.extra), (chain.value,), epilogue=tuple(chain.epilogue))
+def commit(plan: Plan, chain: Chain, name: str, reads: tuple[ir.Value | None, ...], views: int = 0) -> None:
+    """The kernel of a chain's head, which does the work of all of it."""
+    kernel = Kernel(name, (*reads, *chain.extra), (chain.value,), epilogue=tuple(chain.epilogue), views=views)
     plan.kernels[chain.head] = kernel
     plan.absorb(chain.absorbed, chain.head)
 
@@ -98,7 +78,7 @@ def _fold_scales(plan: Plan, chain: Chain) -> None:
 
 def _per_channel(plan: Plan, node: ir.Node, chain: Chain) -> bool:
     """Whether the other operand is a constant with one number per output channel."""
-    other = _other_operand(plan, node, chain.value)
+    other = other_operand(plan, node, chain.value)
     weight = input_at(chain.head, 1)
     if other is None or other not in plan.constants or weight is None or weight.shape is None or other.shape is None:
         return False
@@ -110,7 +90,7 @@ def _residual(plan: Plan, chain: Chain) -> None:
     node = plan.follower(chain.value)
     if node is None or not is_onnx(node, "Add", "Sum"):
         return
-    other = _other_operand(plan, node, chain.value)
+    other = other_operand(plan, node, chain.value)
     if other is not None and other in plan.blocked and _same_shape(other, chain.value):
         chain.take(node, reads=other)
 
@@ -119,13 +99,15 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
     return a.shape is None or b.shape is None or len(a.shape) == len(b.shape)
 
 
-def _other_operand(plan: Plan, node: ir.Node, value: ir.Value) -> ir.Value | None:
+def other_operand(plan: Plan, node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """What `node` computes with beside `value`, if that is one value."""
     operands = [plan.origin(v) for v in node.inputs]
     others = [v for v in operands if v is not value]
     return others[0] if len(others) == 1 else None
 
 
-def _activation(plan: Plan, chain: Chain, kinds: tuple[str, ...]) -> None:
+def fuse_activation(plan: Plan, chain: Chain, kinds: tuple[str, ...]) -> None:
+    """Take in the activation behind a chain, if it is one of `kinds`."""
     node = plan.follower(chain.value)
     if node is None or not is_onnx(node, *kinds) or any(v not in plan.constants for v in node.inputs[1:] if v):
         return
@@ -162,14 +144,17 @@ def fuse_swish(plan: Plan, node: ir.Node) -> bool:
     follower = plan.follower(node.outputs[0])
     if follower is None or not is_onnx(follower, "Mul"):
         return False
-    source = _other_operand(plan, follower, node.outputs[0])
+    source = other_operand(plan, follower, node.outputs[0])
     absorbed = [node]
     if source is not plan.origin(node.inputs[0]):
         scale = plan.producer(node.inputs[0])
         if scale is None or not _scales(plan, scale, source):
             return False
         absorbed.append(scale)
-    plan.kernels[follower] = Kernel("QuickGelu", (source,), (follower.outputs[0],), epilogue=(node,))
+    made = follower.outputs[0]
+    plan.kernels[follower] = Kernel("QuickGelu", (source,), (made,), formula=(MICROSOFT_DOMAIN, "QuickGelu"))
+    if source in plan.blocked:
+        plan.blocked.add(made)
     plan.absorb(absorbed, follower)
     return True
 
@@ -178,20 +163,9 @@ def _scales(plan: Plan, node: ir.Node, source: ir.Value | None) -> bool:
     """Whether `node` multiplies `source` by one constant number, for one user."""
     if source is None or not is_onnx(node, "Mul") or sole_consumer(node.outputs[0]) is None:
         return False
-    factor = _other_operand(plan, node, source)
+    factor = other_operand(plan, node, source)
     tensor = constant_tensor(factor)
     return tensor is not None and tensor.size == 1
-
-
-def follow_blocked(plan: Plan, node: ir.Node) -> None:
-    """Pools, Concat, Add and activations of values in the blocked layout keep it."""
-    keeps = (*_POOLS, *CONV_ACTIVATIONS, "Add", "Sum", "Mul", "Concat", "BatchNormalization", "GlobalAveragePool")
-    if not plan.blocked or not is_onnx(node, *keeps):
-        return
-    given = [plan.origin(v) for v in node.inputs if v is not None]
-    data = [v for v in given if v not in plan.constants]
-    if data and all(v in plan.blocked for v in data):
-        plan.blocked.update(node.outputs)
 
 
 def plain(plan: Plan, node: ir.Node) -> Kernel:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import onnx_ir as ir
 
 from joulec.energy.kernel import Kernel, Plan
-from joulec.ir.values import sole_consumer
+from joulec.ir.values import rank, sole_consumer
 from joulec.ir.walk import MICROSOFT_DOMAIN, is_onnx
 
 
@@ -30,11 +33,69 @@ def fuse_layer_norm(plan: Plan, mean: ir.Node) -> bool:
     if scale is None or shift is None:
         return False
     last = scaled[-1]
-    plan.kernels[last] = Kernel(
-        "LayerNormalization", (source, scale, shift), (last.outputs[0],), formula=("", "LayerNormalization")
-    )
     plan.absorb([mean, centred, square, *chain, scaled[0]], last)
+    if not _skip(plan, last, source, (scale, shift), {mean, centred}):
+        plan.kernels[last] = Kernel(
+            "LayerNormalization", (source, scale, shift), (last.outputs[0],), formula=("", "LayerNormalization")
+        )
     return True
+
+
+def fuse_skip(plan: Plan, norm: ir.Node) -> bool:
+    """Add -> LayerNormalization of three dimensions runs as SkipLayerNormalization, with a row added before that."""
+    axis = norm.attributes.get("axis")
+    if len(norm.inputs) < 3 or (axis is not None and (axis.is_ref() or axis.value not in (-1, 2))):
+        return False
+    made = [value for value in norm.outputs[1:] if value.name]
+    return not made and _skip(plan, norm, plan.origin(norm.inputs[0]), norm.inputs[1:3], {norm})
+
+
+def _skip(
+    plan: Plan, last: ir.Node, source: ir.Value | None, constants: Sequence[ir.Value | None], readers: set[ir.Node]
+) -> bool:  # fmt: skip
+    """Take in the sum that alone `readers` normalize, and the bias of one of its operands."""
+    add = plan.producer(source)
+    if add is None or source is None or rank(source) != 3 or not _is_plain_sum(plan, add):
+        return False
+    if source.is_graph_output() or {usage.node for usage in source.uses()} != readers:
+        return False
+    operands, absorbed = [plan.origin(value) for value in add.inputs], [add]
+    for index, value in enumerate(operands):
+        if (bias := _biased(plan, value)) is not None:
+            operands[index], absorbed = bias.source, [add, bias.add]
+            break
+    reads = (*operands, *constants)
+    name = "SkipLayerNormalization"
+    plan.kernels[last] = Kernel(name, reads, (last.outputs[0],), epilogue=(add,), formula=("", "LayerNormalization"))
+    plan.absorb(absorbed, last)
+    return True
+
+
+def _is_plain_sum(plan: Plan, add: ir.Node) -> bool:
+    """Whether an Add of two values of one shape runs as a kernel of its own so far."""
+    kernel = plan.kernels.get(add)
+    shapes = [value.shape for value in add.inputs if value is not None]
+    same = len(shapes) == 2 and shapes[0] is not None and shapes[0] == shapes[1]
+    return is_onnx(add, "Add") and kernel is not None and kernel.name == "Add" and same
+
+
+class _Bias(NamedTuple):
+    """An Add of a constant row, and what it is added to."""
+
+    add: ir.Node
+    source: ir.Value
+
+
+def _biased(plan: Plan, value: ir.Value | None) -> _Bias | None:
+    """How `value` was made by adding a constant row, where only this sum reads it."""
+    add = plan.producer(value)
+    kernel = plan.kernels.get(add) if add is not None else None
+    if add is None or value is None or kernel is None or kernel.name != "Add" or len(value.uses()) != 1:
+        return None
+    rows = [one for one in add.inputs if one in plan.constants and rank(one) == 1]
+    others = [plan.origin(one) for one in add.inputs if one not in plan.constants]
+    source = others[0] if is_onnx(add, "Add") and len(rows) == 1 and len(others) == 1 else None
+    return None if source is None else _Bias(add, source)
 
 
 def fuse_rms_norm(plan: Plan, square: ir.Node) -> bool:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from joulec.energy import proto_types as types
 from joulec.energy.known import constant_of, evaluate, small_array
 from joulec.energy.proto_types import Type
+from joulec.energy.standins import standin_of
 from joulec.ir.shapes import negative_dim
 from joulec.ir.values import Array
 from joulec.ir.walk import ONNX_DOMAINS
@@ -169,19 +170,33 @@ class _Walk:
 
     def _infer(self, node: onnx.NodeProto, found: Found) -> None:
         """ONNX's inference of one node, told the numbers of its small inputs."""
+        standin = standin_of(node)
         names = [name for name in dict.fromkeys(node.input) if name]
         given = {name: found.type(name) or Type() for name in names}
         data = {name: numpy_helper.from_array(v) for name in names if (v := found.value(name)) is not None}
-        domain = "" if node.domain in ONNX_DOMAINS else node.domain
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self._versions.get(domain, 1), domain)
-            made = onnx.shape_inference.infer_node_outputs(
-                schema, node, given, data, opset_imports=self._opsets, ir_version=self._ir_version
-            )
-        except _REJECTED:
-            return  # an operator that ONNX does not know, or a malformed node: its sizes stay unknown
+        if standin is not None:
+            made = self._outputs_of(standin.node(node), types.with_dtype(given, onnx.TensorProto.FLOAT), {})
+            made = types.with_dtype(made, standin.dtype or types.dtype(given.get(node.input[standin.inputs[0]])))
+        else:
+            made = self._outputs_of(node, given, data)
         for name, one in made.items():
             found.learn(name, types.without_nonsense(one))
+
+    def _outputs_of(
+        self, node: onnx.NodeProto, given: Mapping[str, Type], data: Mapping[str, onnx.TensorProto]
+    ) -> dict[str, Type]:  # fmt: skip
+        """Output -> type, as ONNX infers it; nothing for what ONNX does not know or refuses: its sizes stay unknown."""
+        domain = "" if node.domain in ONNX_DOMAINS else node.domain
+        read = {name: one for name, one in given.items() if name in node.input}
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._versions.get(domain, 1), domain)
+            return dict(
+                onnx.shape_inference.infer_node_outputs(
+                    schema, node, read, dict(data), opset_imports=self._opsets, ir_version=self._ir_version
+                )
+            )
+        except _REJECTED:
+            return {}
 
     # -- control flow ---------------------------------------------------------------------------------------
 

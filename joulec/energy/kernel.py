@@ -24,6 +24,9 @@ class Kernel:
         runs: whether anything happens at run time.
         formula: (domain, operator) whose work formula applies instead of the node's own.
         requantizes: whether int32 sums are scaled back to int8 at the end.
+        reordered: values whose layout is changed for it, into blocks of channels or out of them.
+        views: Reshapes that the runtime puts around it.
+        blocked: whether what it writes is in blocks of channels.
     """
 
     name: str
@@ -34,6 +37,9 @@ class Kernel:
     runs: bool = True
     formula: tuple[str, str] | None = None
     requantizes: bool = False
+    reordered: tuple[ir.Value, ...] = ()
+    views: int = 0
+    blocked: bool = False
 
 
 @dataclass

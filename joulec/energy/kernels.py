@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from joulec.energy import fusions, fusions_dynamic, fusions_norm, qdq
+from joulec.energy import blocked, fusions, fusions_dynamic, fusions_matmul, fusions_norm, qdq
 from joulec.energy.constants import Constants
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.layout import vanishing_transposes
@@ -50,10 +50,12 @@ def _plan_graph(plan: Plan, graph: ir.Graph, target: str) -> None:
             plan.kernels.setdefault(node, fusions.plain(plan, node))
         elif node not in plan.kernels and not qdq.integer_kernel(plan, node, target):
             _float_kernel(plan, node)
-        fusions.follow_blocked(plan, node)
+        blocked.follow(plan, node)
     for node in graph:
         if qdq.is_dequantize(node) and plan.kernels[node].runs:
             qdq.settle_dequantize(plan, node)
+    if target == "cpu":
+        blocked.settle_reorders(plan, graph)
 
 
 def _eliminate(plan: Plan, graph: ir.Graph) -> None:
@@ -97,17 +99,18 @@ def _trains(node: ir.Node) -> bool:
 
 
 _FUSERS: dict[str, Callable[[Plan, ir.Node], None]] = {
-    "Conv": fusions.fuse_conv, "Gemm": fusions.fuse_gemm, "MatMul": fusions.fuse_matmul,
+    "Conv": fusions.fuse_conv, "Gemm": fusions.fuse_gemm, "MatMul": fusions_matmul.fuse_matmul,
 }  # fmt: skip
 
 _PATTERNS: dict[str, Callable[[Plan, ir.Node], bool]] = {
     "Sigmoid": fusions.fuse_swish, "ReduceMean": fusions_norm.fuse_layer_norm, "Erf": fusions_norm.fuse_gelu,
-    "Pow": fusions_norm.fuse_rms_norm, "MatMulInteger": fusions_dynamic.fuse_dynamic_matmul,
+    "LayerNormalization": fusions_norm.fuse_skip, "Pow": fusions_norm.fuse_rms_norm,
+    "MatMulInteger": fusions_dynamic.fuse_dynamic_matmul,
 }  # fmt: skip
 
 
 def _float_kernel(plan: Plan, node: ir.Node) -> None:
-    if walk.is_onnx(node, "MatMul") and fusions.bias_add(plan, node) is None and qdq.weight_only(plan, node):
+    if walk.is_onnx(node, "MatMul") and fusions_matmul.bias_add(plan, node) is None and qdq.weight_only(plan, node):
         return
     pattern = _PATTERNS.get(node.op_type) if walk.is_onnx(node) else None
     if pattern is not None and pattern(plan, node):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -18,14 +18,16 @@ from joulec.energy.estimate import (
     Tier,
     compare,
 )
+from joulec.energy.formulas import formulas
 from joulec.energy.functions import inline_functions
 from joulec.energy.kernel import Plan
 from joulec.energy.kernels import plan_kernels
-from joulec.energy.price import Price, Rates, dram_bytes, kernel_features, price, resident_share
+from joulec.energy.price import Price, Rates, Resident, kernel_features, price
 from joulec.energy.profile import DeviceProfile
 from joulec.energy.trips import Body, bodies
 from joulec.energy.view import Sizes, Unpriced
 from joulec.energy.work import Work, work_of
+from joulec.errors import InputError
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.values import static_shape
@@ -78,13 +80,26 @@ class EnergyModel:
                 "float16 is computed, and its bytes are counted, as float32: this target has no float16 kernels"
             )
         run = _Run(Rates(self.profile), plan, sizes, dict(seconds_per_node or {}), notes=list(dict.fromkeys(notes)))
-        run.resident = resident_share(_weight_bytes(plan, run.sizes), self.profile)
+        fed = sum(run.sizes.nbytes(value) for value in prepared.inputs())
+        run.resident = Resident.of(_footprint(plan, run.sizes) + fed, run.rates)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
 
+    def formulas(self, module: Module) -> dict[str, str]:
+        """`flops` and `bytes` of a run as formulas in the symbols of `module`; what is no polynomial is left out."""
+
+        def work_at(sizes: Mapping[str, int]) -> dict[str, int]:
+            nodes = self.estimate(module, sizes).nodes
+            return {"flops": sum(n.flops or 0 for n in nodes), "bytes": sum(n.bytes or 0 for n in nodes)}
+
+        try:
+            return formulas(list(symbols(module)), work_at)
+        except InputError:
+            return {}  # sizes that these inputs cannot have together
+
     def price(self, work: Work, resident: float = 1.0, seconds: float | None = None) -> Price:
         """The price of a piece of work; `resident` is the share of weights that stay in the last cache."""
-        return price(work, Rates(self.profile), resident, seconds)
+        return price(work, Rates(self.profile), Resident(resident, resident), seconds)
 
 
 def _infer_open(module: Module) -> str | None:
@@ -99,10 +114,13 @@ def _has_half(module: Module) -> bool:
     return any(v.dtype == ir.DataType.FLOAT16 for node in walk.nodes(module.model) for v in node.outputs)
 
 
-def _weight_bytes(plan: Plan, sizes: Sizes) -> int:
-    """Bytes of all the constants that kernels read in a run, each once."""
-    read = (v for kernel in plan.kernels.values() if kernel.runs for v in kernel.reads if v in plan.constants)
-    return sum(sizes.nbytes(value) for value in dict.fromkeys(read))
+def _footprint(plan: Plan, sizes: Sizes) -> int:
+    """Bytes between two uses of a weight: all the constants that kernels read in a run, each once, and the largest
+    result beside them (buffers are used again)."""
+    running = [kernel for kernel in plan.kernels.values() if kernel.runs]
+    read = dict.fromkeys(v for kernel in running for v in kernel.reads if v in plan.constants)
+    largest = max((sizes.nbytes(value) for kernel in running for value in kernel.writes), default=0)
+    return sum(sizes.nbytes(value) for value in read) + largest
 
 
 def _batch_input(module: Module) -> ir.Value | None:
@@ -134,7 +152,7 @@ class _Run:
     plan: Plan
     sizes: Sizes
     seconds: Mapping[str, float]
-    resident: float = 1.0
+    resident: Resident = field(default_factory=Resident)
     notes: list[str] = field(default_factory=list)
     trips: dict[str, int] = field(default_factory=dict)
 
@@ -165,10 +183,9 @@ class _Run:
             name, node.op_type, Energy.of(paid.joules * repeats, tier, spread), work.operations * repeats,
             work.bytes * repeats, work.kernel, node.domain, paid.seconds * repeats, repeats,
         )  # fmt: skip
-        dram = dram_bytes(work, self.rates.cache_size, self.resident)
-        features = {name: amount * repeats for name, amount in kernel_features(work, dram).items()}
+        features = kernel_features(work, self.rates, self.resident)
         terms = {term: amount * repeats for term, amount in paid.terms.items()}
-        return _Priced(told, terms, work.family, features if work.launches else {})
+        return _Priced(told, terms, {family: _scaled(amounts, repeats) for family, amounts in features.items()})
 
     def _spread(self) -> float:
         """How far the profile's fitted times may be off."""
@@ -213,11 +230,7 @@ class _Run:
         for one in nodes:
             for term, amount in one.terms.items():
                 terms[term] = terms.get(term, 0.0) + amount
-        features: dict[str, dict[str, float]] = {}
-        for one in nodes:
-            mine = features.setdefault(one.family, {})
-            for name, amount in one.features.items():
-                mine[name] = mine.get(name, 0.0) + amount
+        features = _summed(one.features for one in nodes)
         tiers = [n.energy.tier for n in told if n.energy.joules]
         return Estimate(
             total_joules=sum(j or 0.0 for j, _, _ in known),
@@ -233,7 +246,7 @@ class _Run:
             notes=tuple(self.notes),
             terms=terms,
             coefficients={term: self.rates.bounds(term) for term in terms},
-            features={family: amounts for family, amounts in features.items() if amounts},
+            features=features,
         )
 
 
@@ -243,8 +256,25 @@ class _Priced:
 
     told: NodeEnergy
     terms: Mapping[str, float]
-    family: str = ""
-    features: Mapping[str, float] = field(default_factory=dict)
+    features: Features = field(default_factory=dict)
+
+
+Features = Mapping[str, Mapping[str, float]]
+"""Kernel family -> term -> amount."""
+
+
+def _scaled(amounts: Mapping[str, float], repeats: int) -> dict[str, float]:
+    return {name: amount * repeats for name, amount in amounts.items()}
+
+
+def _summed(every: Iterable[Features]) -> dict[str, dict[str, float]]:
+    total: dict[str, dict[str, float]] = {}
+    for features in every:
+        for family, amounts in features.items():
+            mine = total.setdefault(family, {})
+            for name, amount in amounts.items():
+                mine[name] = mine.get(name, 0.0) + amount
+    return total
 
 
 def _joules(nodes: list[_Priced]) -> float:

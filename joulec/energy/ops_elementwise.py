@@ -12,11 +12,17 @@ from collections.abc import Callable, Mapping
 from joulec.energy.view import Cost, View
 from joulec.ir.values import constant_tensor, input_at
 
-SIMPLE, DIVIDE, ROOT = 1, 4, 6
+SIMPLE, DIVIDE, ROOT = 1, 4, 9
 EXPONENTIAL = 16
 """Range reduction (4), a degree-5 polynomial (10), scaling by a power of two (2)."""
 RATIONAL = 24
-"""tanh, logistic and erf as odd rationals of about degree 9/8, and one division."""
+"""tanh and logistic as odd rationals of about degree 9/8, and one division."""
+ERROR = 40
+"""erf: a polynomial for small arguments and an exponential of one for large ones, both computed."""
+PASS = 12
+"""A pass over a buffer more than the arithmetic needs, in operations."""
+LIBRARY = 50
+"""A call into the C library, one number at a time."""
 
 PER_ELEMENT: Mapping[str, int] = {
     **dict.fromkeys(
@@ -24,17 +30,18 @@ PER_ELEMENT: Mapping[str, int] = {
          "CastLike", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual",
          "Mul", "Neg", "Not", "Or", "Relu", "Round", "Sign", "Sub", "Where", "Xor"], SIMPLE),
     **dict.fromkeys(["Clip", "LeakyRelu", "PRelu", "ThresholdedRelu", "Shrink"], 2 * SIMPLE),
-    "HardSigmoid": 4, "HardSwish": 5,
+    "HardSigmoid": 3, "HardSwish": 4,
     **dict.fromkeys(["Div", "Reciprocal", "Mod"], DIVIDE),
     "Softsign": DIVIDE + 2,
     "Sqrt": ROOT,
     **dict.fromkeys(["Exp", "Log", "Sin", "Cos"], EXPONENTIAL),
     **dict.fromkeys(["Elu", "Selu", "Celu"], EXPONENTIAL + 3),
-    "Softplus": 2 * EXPONENTIAL + 2, "Mish": 2 * EXPONENTIAL + RATIONAL + 3,
-    **dict.fromkeys(["Sigmoid", "Tanh", "Erf", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh",
+    "Softplus": 2 * LIBRARY, "Mish": 2 * LIBRARY + RATIONAL,
+    "Erf": ERROR,
+    **dict.fromkeys(["Sigmoid", "Tanh", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh",
                      "Atanh"], RATIONAL),
-    "Gelu": RATIONAL + 4, "Swish": RATIONAL + 2,
-    "Pow": 2 * EXPONENTIAL + 1,
+    "Gelu": ERROR + 4, "Swish": RATIONAL + 2,
+    "Pow": LIBRARY,
     "Bernoulli": 20, "RandomNormal": 40, "RandomNormalLike": 40, "RandomUniform": 20, "RandomUniformLike": 20,
     **dict.fromkeys(["HannWindow", "HammingWindow", "BlackmanWindow"], EXPONENTIAL + 3),
     "Scale": SIMPLE, "Affine": 2, "ImageScaler": 2, "ScaledTanh": RATIONAL + 2,
@@ -42,7 +49,7 @@ PER_ELEMENT: Mapping[str, int] = {
 }  # fmt: skip
 
 MICROSOFT_PER_ELEMENT: Mapping[str, int] = {
-    "Gelu": RATIONAL + 4, "BiasGelu": RATIONAL + 5, "FastGelu": RATIONAL + 8, "QuickGelu": RATIONAL + 2,
+    "Gelu": ERROR + 4, "BiasGelu": ERROR + 5, "FastGelu": RATIONAL + 8, "QuickGelu": RATIONAL + 2 + PASS,
     "ScaledSiLU": RATIONAL + 3, "GatedAdd": 3, "BiasDropout": 2, "BiasAdd": 2, "BiasSplitGelu": RATIONAL + 6,
 }  # fmt: skip
 
@@ -57,9 +64,9 @@ def per_output(operations: int) -> Callable[[View], Cost]:
 
 
 def power(view: View) -> Cost:
-    """Pow: x*x for exponent 2 and x*x*x for 3 (special-cased by kernels), a root for 0.5, else exp(y*log(x))."""
+    """Pow: products for exponents 2 and 3 (special-cased by kernels, number by number), a root for 0.5, else pow()."""
     exponent = _scalar(view)
-    known = {1.0: 1, 2.0: 1, 3.0: 2, 0.5: ROOT, -1.0: DIVIDE}
+    known = {1.0: 1, 2.0: PASS, 3.0: PASS + 1, 0.5: ROOT, -1.0: DIVIDE}
     per = known.get(exponent, PER_ELEMENT["Pow"]) if exponent is not None else PER_ELEMENT["Pow"]
     return view.cost(per * view.m())
 
@@ -81,11 +88,17 @@ def swiglu(view: View) -> Cost:
     return view.cost((RATIONAL + 2) * view.m())
 
 
+def hard_swish(view: View) -> Cost:
+    """HardSwish runs as HardSigmoid and Mul: x is read twice, and what is between them written and read."""
+    return view.cost(PER_ELEMENT["HardSwish"] * view.m(), touched={0: 3 * view.nbytes(0)}, write=2 * view.out_bytes())
+
+
 def _table(counts: Mapping[str, int]) -> dict[str, Callable[[View], Cost]]:
     return {op: per_output(count) for op, count in counts.items()}
 
 
 TABLE = _table(PER_ELEMENT) | {
-    "Pow": power, "Sum": variadic, "Max": variadic, "Min": variadic, "Mean": variadic, "SwiGLU": swiglu,
+    "HardSwish": hard_swish, "Pow": power, "Sum": variadic, "Max": variadic, "Min": variadic, "Mean": variadic,
+    "SwiGLU": swiglu,
 }  # fmt: skip
 MICROSOFT = _table(MICROSOFT_PER_ELEMENT)

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from joulec.energy.families import IN_PLACE
 from joulec.energy.profile import Coefficient, DeviceProfile
+from joulec.energy.terms_dense import BY_FAMILY as DENSE
 from joulec.energy.work import Work
 
 PICO = 1e-12
@@ -55,6 +57,8 @@ class Rates:
         self._kinds: dict[str, tuple[str, str, float]] = {}
         memory = profile.memory
         self.cache_size = memory["cache_size"].value
+        near = memory.get("near_cache_size")
+        self.near_cache_size = self.cache_size if near is None else near.value
         self.bandwidth = {name: memory[f"{name}_bandwidth"].value for name in ("dram", "cache")}
         self.launch_time = profile.launch["time"].value
         self.laws = {
@@ -77,13 +81,31 @@ class Rates:
         return self._kinds[kind]
 
 
-def price(work: Work, rates: Rates, resident: float, seconds: float | None = None) -> Price:
+@dataclass(frozen=True)
+class Resident:
+    """The shares of the model's weights, 0..1, that stay from run to run in the last cache and in the core's own."""
+
+    last: float = 1.0
+    near: float = 1.0
+
+    @classmethod
+    def of(cls, footprint: float, rates: Rates) -> Resident:
+        """Those of a model that touches `footprint` bytes between two uses of the same weight."""
+        return cls(_share(footprint, rates.cache_size), _share(footprint, rates.near_cache_size))
+
+
+def _share(footprint: float, cache: float) -> float:
+    """All of it while it fits; none from twice the cache's size: what is used in turns evicts itself."""
+    return min(1.0, max(0.0, 2.0 - footprint / cache))
+
+
+def price(work: Work, rates: Rates, resident: Resident, seconds: float | None = None) -> Price:
     """The price of `work` on a device.
 
     Args:
         work: what the node does.
         rates: the device's coefficients.
-        resident: the share of the model's weights that stays in the last cache from run to run, 0..1.
+        resident: how much of the weights caches keep.
         seconds: measured time, replacing the roofline's.
     """
     if work.launches == 0:
@@ -91,29 +113,32 @@ def price(work: Work, rates: Rates, resident: float, seconds: float | None = Non
     terms: dict[str, float] = {}
     for kind, count in work.flops.items():
         _add(terms, rates.kind(kind)[0], count)
-    dram = dram_bytes(work, rates.cache_size, resident)
+    dram = missing_bytes(work, rates.cache_size, resident.last)
     _add(terms, "memory:cache", work.bytes)
     _add(terms, "memory:dram", dram)
     _add(terms, "launch", work.launches)
-    time = _static_terms(terms, work, rates, dram, seconds)
+    time = _static_terms(terms, work, rates, resident, seconds)
     joules = sum(amount * rates.bounds(name).value for name, amount in terms.items())
     return _capped(Price(joules, time, terms), rates.profile)
 
 
-def dram_bytes(work: Work, cache: float, resident: float) -> float:
-    """Bytes that miss the last cache: of the weights what is not resident, of the activations what exceeds it.
+def missing_bytes(work: Work, cache: float, resident: float) -> float:
+    """Bytes that miss a cache: of the weights what is not resident, of the activations what exceeds it."""
+    activations = work.input_bytes + work.output_bytes
+    return work.weight_bytes * (1.0 - resident) + max(0.0, activations - cache)
 
-    Smooth in the sizes (no cliff at the cache's size), and never smaller for larger tensors.
+
+def missing(work: Work, cache: float, resident: float) -> tuple[float, float]:
+    """(read, written) bytes that miss a cache.
+
+    Smooth in the sizes (no cliff at the cache's size), and never smaller for larger tensors. What is computed in place
+    is written to where it was read.
     """
     activations = work.input_bytes + work.output_bytes
-    missing = max(0.0, 1.0 - cache / activations) if activations else 0.0
-    return work.weight_bytes * (1.0 - resident) + activations * missing
-
-
-def resident_share(weight_bytes: float, profile: DeviceProfile) -> float:
-    """The share of `weight_bytes` that the last cache keeps from run to run."""
-    cache = profile.memory["cache_size"].value
-    return 1.0 if weight_bytes <= cache else cache / weight_bytes
+    share = max(0.0, 1.0 - cache / activations) if activations else 0.0
+    read = work.weight_bytes * (1.0 - resident) + work.fed_bytes * max(share, 1.0 - resident)
+    written = 0.0 if work.family in IN_PLACE else work.output_bytes * share
+    return read + (work.input_bytes - work.fed_bytes) * share, written
 
 
 def _add(terms: dict[str, float], name: str, amount: float) -> None:
@@ -121,7 +146,9 @@ def _add(terms: dict[str, float], name: str, amount: float) -> None:
         terms[name] = terms.get(name, 0.0) + amount
 
 
-def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float, seconds: float | None) -> float:
+def _static_terms(
+    terms: dict[str, float], work: Work, rates: Rates, resident: Resident, seconds: float | None
+) -> float:  # fmt: skip
     """Add the terms of static energy, by what bounds the time, and return the time.
 
     Their amounts are seconds at peak: the clock's range moves all peaks alike, so only the efficiencies' remain.
@@ -129,10 +156,9 @@ def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float
     if seconds is not None:
         _add(terms, "static:measured", seconds)
         return seconds
-    if (law := rates.laws.get(work.family)) is not None:
-        seconds = sum(law.get(name, 0.0) * amount for name, amount in kernel_features(work, dram).items())
-        _add(terms, f"static:kernels:{work.family}", seconds)
-        return seconds
+    if work.family in rates.laws:
+        return _fitted_seconds(terms, work, rates, resident)
+    dram = missing_bytes(work, rates.cache_size, resident.last)
     candidates = [
         _compute_seconds(work, rates),
         {"static:dram": dram / rates.bandwidth["dram"]},
@@ -146,9 +172,39 @@ def _static_terms(terms: dict[str, float], work: Work, rates: Rates, dram: float
     return times[bound] + work.launches * rates.launch_time
 
 
-def kernel_features(work: Work, dram: float) -> dict[str, float]:
-    """What the time of a kernel is a sum of (`profile.KERNEL_UNITS`), with `dram` bytes that miss the last cache."""
-    return {"operation": work.operations, "byte": work.bytes, "dram_byte": dram, "launch": work.launches}
+def _fitted_seconds(terms: dict[str, float], work: Work, rates: Rates, resident: Resident) -> float:
+    """Add the terms of static energy of kernels whose times were fitted, and return their time."""
+    total = 0.0
+    for family, amounts in kernel_features(work, rates, resident).items():
+        law = rates.laws.get(family, {})
+        seconds = sum(law.get(name, 0.0) * amount for name, amount in amounts.items())
+        _add(terms, f"static:kernels:{family}", seconds)
+        total += seconds
+    return total
+
+
+def kernel_features(work: Work, rates: Rates, resident: Resident) -> dict[str, dict[str, float]]:
+    """What the time of a kernel is a sum of, by family: its own terms, changes of layout for it, and memory traffic.
+
+    What a byte beyond the caches costs is the machine's, not the kernel's: all kernels share those coefficients.
+    """
+    if not work.launches:
+        return {}
+    own = {**work.terms, "launch": float(work.launches)}
+    if work.family.removeprefix("int8-") not in DENSE:
+        own["byte"] = work.bytes
+    found = {work.family: own, "memory": _traffic(work, rates, resident)}
+    if work.reorders:
+        found["reorder"] = {"byte": work.reordered_bytes, "launch": work.reorders}
+    if work.views:
+        found["view"] = {"launch": work.views}
+    return found
+
+
+def _traffic(work: Work, rates: Rates, resident: Resident) -> dict[str, float]:
+    """Bytes that come from the last cache, or from DRAM, and that go there."""
+    far, dram = missing(work, rates.near_cache_size, resident.near), missing(work, rates.cache_size, resident.last)
+    return {"far_read": far[0] - dram[0], "far_write": far[1] - dram[1], "dram_read": dram[0], "dram_write": dram[1]}
 
 
 def _compute_seconds(work: Work, rates: Rates) -> dict[str, float]:

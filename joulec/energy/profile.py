@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from joulec.energy.families import FAMILIES
+from joulec.energy.terms import UNITS
 from joulec.errors import InputError
 
 MAX_PROFILE_BYTES = 256 * 1024
@@ -44,8 +45,7 @@ _REQUIRED: Mapping[str, Mapping[str, str]] = {
     "efficiency": {"matrix": "1", "vector": "1", "memory": "1"},
 }  # fmt: skip
 _HEAD = {"name", "description", "kind", "cores", "features"}
-KERNEL_UNITS: Mapping[str, str] = {"operation": "s/op", "byte": "s/B", "dram_byte": "s/B", "launch": "s"}
-"""What the time of a kernel is a sum of, in a measured profile; what is left out is zero."""
+_OPTIONAL: Mapping[str, Mapping[str, str]] = {"memory": {"near_cache_size": "B"}}
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,13 @@ class DeviceProfile:
         features: instruction sets it has, e.g. `vnni`; a coefficient `int8+vnni` then replaces `int8`.
         energy: arithmetic class -> pJ per operation, beyond static power.
         peak: arithmetic class -> operations per second.
-        memory: energies (pJ/B), bandwidths (B/s) and size (B) of DRAM and of the last cache.
+        memory: energies (pJ/B), bandwidths (B/s) and size (B) of DRAM and of the last cache; where it is told, the
+            size of the cache that a core has for itself (`near_cache_size`).
         launch: energy (J) and time (s) per kernel started.
         power: static power (W) and the cap (W) that no operator exceeds.
         efficiency: the share of peak that kernels reach: `matrix`, `vector`, and `memory` of bandwidths.
-        kernels: kernel family -> measured time per operation, byte, byte beyond the cache, and launch; a family that
-            is not here follows the roofline.
+        kernels: kernel family -> measured time per unit of each of its terms (`joulec.energy.terms`; what is left out
+            is zero); a family that is not here follows the roofline.
         calibration: where and how `kernels` were measured; None where they were not.
     """
 
@@ -269,9 +270,9 @@ def _kernels(table: Mapping[str, Any], where: str) -> dict[str, dict[str, Coeffi
     _only(laws, set(FAMILIES), where, "kernels.")
     found: dict[str, dict[str, Coefficient]] = {}
     for family, law in laws.items():
-        _only(law, set(KERNEL_UNITS), where, f"kernels.{family}.")
+        _only(law, set(UNITS), where, f"kernels.{family}.")
         found[family] = {
-            key: _coefficient(entry, f"kernels.{family}.{key}", where, KERNEL_UNITS[key]) for key, entry in law.items()
+            key: _coefficient(entry, f"kernels.{family}.{key}", where, UNITS[key]) for key, entry in law.items()
         }
     return found
 
@@ -301,10 +302,10 @@ def _group(table: Mapping[str, Any], name: str, where: str) -> dict[str, Coeffic
     group = table.get(name)
     if not isinstance(group, dict):
         raise InputError(f"{where}: table [{name}] is missing")
-    units = _REQUIRED.get(name)
-    if units is not None:
+    units = {**_REQUIRED.get(name, {}), **_OPTIONAL.get(name, {})}
+    if units:
         _only(group, set(units), where, f"{name}.")
-        for key in units:
+        for key in _REQUIRED[name]:
             if key not in group:
                 raise InputError(f"{where}: [{name}.{key}] is missing")
     unit_of = units or dict.fromkeys(group, _UNITS[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -105,3 +105,19 @@ def with_axis(one: Type | None, axis: int, length: int | None) -> Type | None:
 def _tensor(like: Type, dims: Sequence[int | None] | None) -> Type:
     kept = None if dims is None else [dim if dim is not None and 0 <= dim <= MAX_DIM else None for dim in dims]
     return onnx.helper.make_tensor_type_proto(like.tensor_type.elem_type, kept)
+
+
+def with_dtype(given: Mapping[str, Type], dtype: int) -> dict[str, Type]:
+    """The same shapes, each of elements of `dtype`; what is no tensor is left out."""
+    made: dict[str, Type] = {}
+    for name, one in given.items():
+        if one.HasField("tensor_type"):
+            made[name] = Type()
+            made[name].CopyFrom(one)
+            made[name].tensor_type.elem_type = dtype
+    return made
+
+
+def dtype(one: Type | None) -> int:
+    """The element type, 0 where it is unknown."""
+    return int(one.tensor_type.elem_type) if one is not None and one.HasField("tensor_type") else 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from joulec.energy.fusions import bias_add
+from joulec.energy.fusions_matmul import bias_add
 from joulec.energy.kernel import Kernel, Plan
 from joulec.ir.values import constant, constant_tensor, input_at, rank
 from joulec.ir.walk import MICROSOFT_DOMAIN, is_onnx

@@ -142,11 +142,18 @@ class View:
         node: the node; formulas use its own inputs' and outputs' dimensions.
         sizes: sizes of values under the current binding.
         compute: the arithmetic class that the kernel really uses, where it is not the first input's.
+        fixed: the inputs that are the same in every run, and can be laid out at load.
+        kernel: what runs for it, by name.
     """
 
-    def __init__(self, node: ir.Node, sizes: Sizes, compute: str | None = None) -> None:
+    def __init__(
+        self, node: ir.Node, sizes: Sizes, compute: str | None = None, fixed: frozenset[int] = frozenset(),
+        kernel: str = "",
+    ) -> None:  # fmt: skip
         self.node = node
         self.sizes = sizes
+        self.fixed = fixed
+        self.kernel = kernel or node.op_type
         self._compute = compute
 
     # -- sizes ----------------------------------------------------------------------------------------------

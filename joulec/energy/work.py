@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from joulec.energy.constants import Constants
-from joulec.energy.families import family_of
+from joulec.energy.families import FAMILIES, family_of
 from joulec.energy.kernel import Kernel
 from joulec.energy.ops_linear import REQUANTIZE
 from joulec.energy.table import FORMULAS, Formula, formula_of
-from joulec.energy.view import Cost, Sizes, Unpriced, View
+from joulec.energy.terms import Terms, terms_of
+from joulec.energy.view import Cost, Sizes, Unpriced, View, dtype_class
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,15 @@ class Work:
             matrix units can execute; a multiply-add counts as two.
         weight_bytes: constant bytes read.
         input_bytes: other bytes read.
+        fed_bytes: those of them that the caller hands in: untouched since the run before, like weights.
         output_bytes: bytes written.
         launches: kernels started.
         kernel: what runs, e.g. `QLinearConv`, or why nothing does, e.g. `folded at load`.
         family: the kernels whose time follows the same law (`joulec.energy.families`).
+        terms: what its time is a sum of, as far as that follows from shapes (`joulec.energy.terms`).
+        reordered_bytes: bytes written where its input or output changes layout for it.
+        reorders: how many such changes there are.
+        views: Reshapes that the runtime puts around it.
     """
 
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -37,6 +43,11 @@ class Work:
     launches: int = 0
     kernel: str = ""
     family: str = "other"
+    terms: Terms = field(default_factory=dict)
+    reordered_bytes: int = 0
+    reorders: int = 0
+    views: int = 0
+    fed_bytes: int = 0
 
     @property
     def bytes(self) -> int:
@@ -60,13 +71,35 @@ def work_of(node: ir.Node, kernel: Kernel, sizes: Sizes, constants: Constants) -
     formula = _formula(node, kernel)
     if formula is None:
         raise Unpriced(f"no work formula for {node.op_type}" + (f" of domain '{node.domain}'" if node.domain else ""))
-    view = View(node, sizes, kernel.compute)
+    view = View(node, sizes, kernel.compute, fixed_inputs(kernel, constants), kernel.name)
     cost = formula(view)
     weights, activations = _read(cost, kernel, sizes, constants)
     written = cost.write if cost.write is not None else sum(sizes.nbytes(value) for value in kernel.writes)
     done = _all_flops(cost, view, kernel, sizes)
     op = node.op_type if kernel.formula is None else kernel.formula[1]
-    return Work(done, weights, activations, written, 1, kernel.name, family_of(op, view, "int8-matrix" in done))
+    family = family_of(op, view, "int8-matrix" in done or _moves_bytes(kernel))
+    if kernel.blocked and f"blocked-{family}" in FAMILIES:
+        family = f"blocked-{family}"
+    terms = terms_of(family, op, view, replace(cost, flops=done))
+    return Work(
+        done, weights, activations, written, 1, kernel.name, family, terms,
+        sum(sizes.nbytes(value) for value in kernel.reordered), len(kernel.reordered), kernel.views,
+        min(activations, sum(sizes.nbytes(value) for value in _fed(kernel))),
+    )  # fmt: skip
+
+
+def _fed(kernel: Kernel) -> set[ir.Value]:
+    return {value for value in kernel.reads if value is not None and value.is_graph_input()}
+
+
+def fixed_inputs(kernel: Kernel, constants: Constants) -> frozenset[int]:
+    """The inputs of a kernel that are the same in every run."""
+    return frozenset(index for index, value in enumerate(kernel.reads) if value in constants)
+
+
+def _moves_bytes(kernel: Kernel) -> bool:
+    """Whether what it writes are 8-bit numbers."""
+    return bool(kernel.writes) and dtype_class(kernel.writes[0].dtype) == "int8"
 
 
 def _formula(node: ir.Node, kernel: Kernel) -> Formula | None:

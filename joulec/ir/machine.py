@@ -49,3 +49,16 @@ def cpu_flags() -> frozenset[str]:
     """The instruction sets that Linux lists for this CPU; empty where it lists none."""
     found = _cpuinfo()
     return frozenset(found.get("flags", found.get("Features", "")).split())
+
+
+def cache_sizes() -> list[int]:
+    """Bytes of the first core's data caches, level by level, as Linux tells them; empty where it tells none."""
+    found: dict[int, int] = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            kind, level, size = ((folder / name).read_text().strip() for name in ("type", "level", "size"))
+        except OSError:
+            continue  # a container may hide them; what is missing is not guessed
+        if kind in ("Data", "Unified") and level.isdecimal() and size[:-1].isdecimal():
+            found[int(level)] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
+    return [found[level] for level in sorted(found)]

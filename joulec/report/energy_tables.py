@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from joulec.report import units
-from joulec.report.terminal import grid
+from joulec.report.terminal import grid, section
 
 ITSELF = "itself, which shows the noise of this machine"
 _LATENCIES = ("p50_ms", "p90_ms", "p95_ms", "p99_ms")
@@ -43,6 +43,18 @@ def measured(out: Console, model: str, against: str | None, found: Mapping[str, 
         ratios.add_row("not counted", units.safe(obstacle, 400))
     out.print(ratios)
     out.print(Text(units.safe(found["verdict"], 400), style="bold"))
+
+
+def swept(out: Console, points: Sequence[Mapping[str, Any]]) -> None:
+    """`estimate` with a range of sizes: energy and time at each."""
+    table = grid(">shape", ">energy", ">per sample", ">interval", ">time")
+    for one in points:
+        shape = ",".join(f"{units.safe(name)}={size}" for name, size in one["shape"].items())
+        each = one["joules_per_sample"]
+        interval = f"{units.joules(one['low'])}–{units.joules(one['high'])}"
+        sample = "" if each is None else units.joules(each)
+        table.add_row(shape, units.joules(one["total_joules"]), sample, interval, units.seconds(one["seconds"]))
+    section(out, "By size", table)
 
 
 def _figures(spent: Mapping[str, Any]) -> list[str]:

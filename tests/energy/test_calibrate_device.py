@@ -27,12 +27,13 @@ def module_of(rung: ladder.Rung) -> Module:
     return Module(ir.from_proto(rung.model))
 
 
+LAW = {"flop": 1e-11, "operation": 1e-11, "element": 1e-10, "byte": 5e-11, "dram_read": 1e-10, "launch": 2e-6}
+
+
 def law(features: Mapping[str, Mapping[str, float]]) -> float:
     """A machine of 100 Gop/s and 20 GB/s that needs 2 us a launch and 5 us a run."""
-    total = 5e-6
-    for amounts in features.values():
-        total += amounts["operation"] * 1e-11 + amounts["byte"] * 5e-11 + amounts["launch"] * 2e-6
-    return total
+    terms = ((name, amount) for amounts in features.values() for name, amount in amounts.items())
+    return 5e-6 + sum(LAW.get(name, 0.0) * amount for name, amount in terms)
 
 
 def test_every_family_has_rungs_of_several_sizes() -> None:
@@ -41,9 +42,9 @@ def test_every_family_has_rungs_of_several_sizes() -> None:
         estimate = MODEL.estimate(module_of(rung), in_place=True)
         assert estimate.unknown == () and estimate.assumed == ()
         for family, amounts in estimate.features.items():
-            seen.setdefault(family, set()).add(amounts["operation"] + amounts["byte"])
-    assert set(seen) == set(FAMILIES) - {"run", "int8-elementwise"}
-    assert min(map(len, seen.values())) >= 3
+            seen.setdefault(family, set()).add(sum(amounts.values()))
+    assert set(seen) == set(FAMILIES) - {"run"}
+    assert min(len(sizes) for family, sizes in seen.items() if family != "view") >= 3, "a view is a launch and no more"
     assert len({rung.name for rung in RUNGS}) == len(RUNGS)
 
 
@@ -51,14 +52,15 @@ def test_quick_keeps_every_family() -> None:
     quick = ladder.ladder(quick=True)
     families = {family for rung in quick for family in MODEL.estimate(module_of(rung), in_place=True).features}
     assert len(quick) <= 0.6 * len(RUNGS)
-    assert families == set(FAMILIES) - {"run", "int8-elementwise"}
+    assert families == set(FAMILIES) - {"run"}
 
 
 @pytest.mark.parametrize("rung", RUNGS[::24], ids=lambda rung: rung.name)
 def test_rungs_run(rung: ladder.Rung) -> None:
     with LocalRunner() as runner:
         (result,) = runner.run(runner.load(module_of(rung)), ladder.feed_of(rung)).values()
-    assert np.all(np.isfinite(result))
+    rooted = rung.name.split()[0] in ("Sqrt", "Log")  # of normal numbers: half of them have none
+    assert rooted or np.all(np.isfinite(result))
 
 
 def test_the_fit_finds_the_law_that_made_the_times() -> None:

@@ -270,12 +270,12 @@ SIMPLE = [
     (
         "g (float[2,3,4] x, float[3] s, float[3] b, float[3] m, float[3] v) => (float[2,3,4] y) "
         "{ y = BatchNormalization(x, s, b, m, v) }",
-        24 * 2 + 3 * (6 + 4 + 3),
+        24 * 2 + 3 * (9 + 4 + 3),
     ),
     ("g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax(x) }", 24 * 20),
     ("g (float[2,3,4] x) => (float[1,1,1] y) { y = ReduceSum(x) }", 24),
     ("g (float[2,3,4] x) => (float[1,1,1] y) { y = ReduceMean(x) }", 24 + 1),
-    ("g (float[2,3,4] x) => (float[1,1,1] y) { y = ReduceL2(x) }", 2 * 24 + 6),
+    ("g (float[2,3,4] x) => (float[1,1,1] y) { y = ReduceL2(x) }", 2 * 24 + 9),
     ("g (float[2,3,4] x) => (int64[2,1,4] y) { y = ArgMax<axis=1>(x) }", 24),
     ("g (float[2,1,4] x, float[3,1] z) => (float[2,3,4] y) { y = Add(x, z) }", 24),
     ("g (float[2,3,4] x, float[2,3,4] z, float[2,3,4] u) => (float[2,3,4] y) { y = Sum(x, z, u) }", 48),
