@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from joulec.ir.sandbox import Limits
 
 
-FORMULA_NODES = 2000
-"""Larger models are priced at the sizes given only: a formula takes ten estimates."""
-
-
 class _Unset:
     """The default of `max_drop`: a budget that the user did not choose."""
 
@@ -326,9 +322,7 @@ def estimate(
     one = backend(target)
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
-    priced = EnergyModel(profile, one.target.name)
-    told = priced.formulas(module) if module.node_count() <= FORMULA_NODES else {}
-    return replace(priced.estimate(module, shape or {}, in_place=True), formulas=told)  # lowered for this only
+    return EnergyModel(profile, one.target.name).told(module, shape or {})
 
 
 def sweep(

@@ -123,6 +123,6 @@ def price(
     one = backend(target)
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
-    found = EnergyModel(profile, one.target.name).estimate(module, shape or {}, in_place=True)
+    found = EnergyModel(profile, one.target.name).told(module, shape or {})
     name = (Path(model).name or str(model)) if isinstance(model, str | Path) else type(model).__name__
     return Priced(name, found, layers(module, module), describe.roofs(profile, found))

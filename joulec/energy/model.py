@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -33,6 +33,9 @@ from joulec.ir.module import Module
 from joulec.ir.values import static_shape
 
 __all__ = ["Change", "Energy", "EnergyModel", "Estimate", "NodeEnergy", "compare"]
+
+FORMULA_NODES = 2000
+"""Models of more nodes are told no formulas."""
 
 MAX_DEPTH = 32
 """Control flow nested deeper than this is unknown."""
@@ -84,6 +87,14 @@ class EnergyModel:
         run.resident = Resident.of(_footprint(plan, run.sizes) + fed, run.rates)
         nodes = run.graph(prepared.graph, "", 1, 0)
         return run.total(nodes, [*assumed, *run.sizes.assumed, *run.trips], _samples(prepared, batch))
+
+    def told(self, module: Module, bindings: Spec) -> Estimate:
+        """`estimate` for people: with its formulas, where the model has symbols. `module` is used up.
+
+        Larger models than `FORMULA_NODES` have none: a formula takes ten estimates.
+        """
+        found = self.formulas(module) if module.node_count() <= FORMULA_NODES else {}
+        return replace(self.estimate(module, bindings, in_place=True), formulas=found)
 
     def formulas(self, module: Module) -> dict[str, str]:
         """`flops` and `bytes` of a run as formulas in the symbols of `module`; what is no polynomial is left out."""
