@@ -49,7 +49,7 @@ def ordered(*commands: str) -> None:
 def built(model: Path, place: Path, *passes: str) -> Path:
     """A float artefact behind the exact passes and `passes`."""
     if not place.is_dir():
-        text = ",".join([spelling.spell(exact_passes()), *passes, spelling.spell(exact_passes()[-3:])])
+        text = ",".join(["expand-einsum", spelling.spell(exact_passes()), *passes, spelling.spell(exact_passes()[-3:])])
         ordered("optimize", str(model), "-o", str(place), "--passes", text, "--no-int8")
     return place
 

@@ -40,6 +40,11 @@ class Examples:
     said: str
 
     @property
+    def weighted(self) -> bool:
+        """Whether samples have weights."""
+        return self.streamed and len(self.x.element_spec) == 3
+
+    @property
     def streamed(self) -> bool:
         """Whether it is a Dataset."""
         return self.y is None

@@ -164,6 +164,7 @@ class Trainer:
                     validation_data=self._validation(), validation_batch_size=self._batch(self.judge),
                     callbacks=callbacks, verbose=0,
                 )  # fmt: skip
+        self.model.compile(loss=self._loss(), metrics=self._metrics())  # what was traced had the masks in it
         history = {name: [float(value) for value in values] for name, values in found.history.items()}
         if not all(map(math.isfinite, history["loss"])):
             raise InputError("training diverged: the loss is no longer finite; lower --learning-rate")
@@ -173,6 +174,10 @@ class Trainer:
         """The model, or the distiller around it."""
         if self.teacher is None:
             return self.model
+        if len(self.objectives) > 1:
+            raise InputError("--teacher: only models with one output can learn from another, this has several")
+        if self.train.weighted:
+            self.notes.append("weights of samples do not count beside a teacher: Keras' Distiller takes none")
         recipe = self.recipe
         return distiller(self.model, self.teacher, self.objectives[0], recipe.teacher_weight, recipe.temperature)
 

@@ -18,11 +18,12 @@ from joulec.passes.base import Context, Pass
 from joulec.passes.cheapen_activations import CheapenActivations
 from joulec.passes.default import exact_passes
 from joulec.passes.expand_activations import ExpandActivations
+from joulec.passes.expand_einsum import ExpandEinsum
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
 
 TARGET = Target("test", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
-CHOSEN = [UpgradeOpset(to=21), ExpandActivations(), CheapenActivations()]
+CHOSEN = [UpgradeOpset(to=21), ExpandActivations(), CheapenActivations(), ExpandEinsum()]
 PASSES = {one.pass_name(): one for one in [*exact_passes(), *CHOSEN]}
 RANKS = [4, 2, 1]
 GRAPH = onnx.AttributeProto.GRAPH

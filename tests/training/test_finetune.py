@@ -99,6 +99,7 @@ def test_a_model_recovers_under_masks_and_its_teacher_helps(keras: Any, data: An
     assert min(report.history["distillation_loss"]) > 1e-4
     assert report.loss.startswith("0.5 x sparse categorical cross-entropy of probabilities + 0.5 x distillation")
     assert report.files == ("t.keras",) and done.masks == {}
+    assert not done.model.optimizer.variables[2:]  # nothing of the training is left in the model or its file
     assert report.judged_on == "16 of 160 samples of data, held back"
     again = keras.models.load_model(tmp_path / "t.keras")
     assert gone(again, masks) == 0.0
@@ -229,3 +230,28 @@ def test_logs_for_tensorboard(keras: Any, data: Any, tmp_path: Path) -> None:
     finetune(model, data, epochs=1, logs=tmp_path, masks=masks_of(model))
     events = b"".join(file.read_bytes() for file in tmp_path.rglob("events.*"))
     assert b"epoch_sparsity" in events and b"epoch_accuracy" in events
+
+
+def test_several_outputs_and_streams_with_weights(keras: Any, data: Any) -> None:
+    import tensorflow as tf
+
+    x, y = data
+    into = keras.Input((8,), name="x")
+    hidden = keras.layers.Dense(8, "relu")(into)
+    ends = [keras.layers.Dense(CLASSES, name="kind")(hidden), keras.layers.Dense(1, name="size")(hidden)]
+    model = keras.Model(into, ends)
+    done = finetune(model, {"x": x, "y_kind": y, "y_size": x[:, :1]}, epochs=2)
+    assert done.report.metric == "loss"
+    assert done.report.loss == "sparse categorical cross-entropy of logits; mean squared error"
+    with pytest.raises(InputError, match="no labels 'y_size'; the model has outputs kind, size"):
+        finetune(model, {"x": x, "y_kind": y})
+    with pytest.raises(InputError, match="only models with one output"):
+        finetune(model, {"x": x, "y_kind": y, "y_size": x[:, :1]}, teacher=model, epochs=1)
+    stream = tf.data.Dataset.from_tensor_slices((x, y, np.ones(len(x), "f")))
+    done = finetune(small(keras), stream, teacher=small(keras), epochs=1)
+    assert done.report.notes == (
+        "judged on what it learned from: give --validation, or more samples; training did not stop early",
+        "weights of samples do not count beside a teacher: Keras' Distiller takes none",
+    )
+    with pytest.raises(InputError, match="never ends"):
+        finetune(small(keras), stream.batch(8).repeat(), epochs=1)
