@@ -18,7 +18,9 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,11 +72,13 @@ def one(source: Source, tools: Sequence[str], seconds: float) -> dict[str, Any]:
         return {"missing": str(reason)}
     before = onnx.load(path, load_external_data=False)
     found: dict[str, Any] = {"nodes": dependent_nodes(before), "bytes": path.stat().st_size, "tools": {}}
+    found["machine"] = {**cpu(), "load": round(os.getloadavg()[0], 1)}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for tool in tools:
             target = Path(folder, tool, "model.onnx")
             target.parent.mkdir()
-            result = child(["run", tool, str(path), str(target)], seconds)
+            called = "joulec.simplify" if source.python and tool == "joulec" else tool
+            result = child(["run", called, str(path), str(target)], seconds)
             if "error" not in result:
                 result["growth"] = target.stat().st_size / path.stat().st_size
                 if source.runs and tool != "onnxruntime":
@@ -89,7 +93,7 @@ def summary(result: dict[str, Any]) -> str:
     """One tool's result on one line."""
     if "nodes" not in result:
         return str(result.get("error", "?"))
-    cost = f"{result['seconds']:>7.2f} s {result['peak_mib']:>7.0f} MiB"
+    cost = f"{result['seconds']:>7.2f} s +{result['start']:.2f} {result['peak_mib']:>6.0f} MiB"
     text = f"{result['nodes']:>6} nodes {cost}  x{result['growth']:.2f} bytes"
     if "ratio" in result:
         text += f"  {result['ratio']:.2f}x ({result['low']:.2f} to {result['high']:.2f})  cold {result['cold']:.2f}x"
@@ -112,7 +116,18 @@ def _cold(result: dict[str, Any], _best: int) -> str:
 def _cost(result: dict[str, Any], _best: int) -> str:
     if "seconds" not in result:
         return ""
-    return f"{result['seconds']:.1f} s, {result['peak_mib']:.0f}, x{result['growth']:.2f}"
+    return f"{result['seconds']:.2f} s, {result['peak_mib']:.0f}, x{result['growth']:.2f}"
+
+
+def _starts(data: dict[str, Any]) -> str:
+    """The middle of the seconds that each tool took to be imported."""
+    lines = []
+    for tool in data["tools"]:
+        rows = (found["tools"].get(tool, {}) for found in data["models"].values() if "tools" in found)
+        seconds = [row["start"] for row in rows if "start" in row]
+        if seconds:
+            lines.append(f"{tool} {statistics.median(seconds):.2f} s")
+    return ", ".join(lines)
 
 
 def page(data: dict[str, Any]) -> str:
@@ -122,6 +137,7 @@ def page(data: dict[str, Any]) -> str:
         "# Simplifiers side by side",
         "Written by `make bench-simplify`; `benchmarks/simplify.py` says what is measured and how.",
         f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
+        *_conditions(data),
         "## Nodes left",
         "Nodes that depend on a graph input. **Bold** is the fewest of joulec and its peers, `!` marks other outputs.",
         _table(data, tools, _nodes),
@@ -132,10 +148,27 @@ def page(data: dict[str, Any]) -> str:
         "The input model's time over the result's; above 1 is sooner.",
         _table(data, tools, _cold),
         "## Cost",
-        "Seconds, peak memory in MiB, and the result's size as a multiple of the input's.",
+        "Seconds, peak memory in MiB, and the size as a multiple of the input's, weights outside the file left "
+        "out. Before that comes the import, once a process (median): " + _starts(data) + ".",
         _table(data, tools, _cost),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _elsewhere(data: dict[str, Any], found: dict[str, Any]) -> str:
+    """Where a model was measured, if on another processor than the page names or on a busy one; else nothing."""
+    machine = found.get("machine", data["cpu"])
+    load, cores = machine.get("load", 0.0), machine["cores"]
+    if machine["model"] == data["cpu"]["model"] and load <= cores:
+        return ""
+    busy = f", busy with other work (load {load:.0f})" if load > cores else ""
+    return f"{machine['model']}, {cores} cores{busy}"
+
+
+def _conditions(data: dict[str, Any]) -> list[str]:
+    """What holds for the models with a mark: seconds on a busy machine are longer than they need be."""
+    places = dict.fromkeys(filter(None, (_elsewhere(data, found) for found in data["models"].values())))
+    return [f"Models with a *: {'; '.join(places)}. Ratios are of runs in turns."] if places else []
 
 
 def _table(data: dict[str, Any], tools: Sequence[str], cell: Any) -> str:
@@ -147,7 +180,8 @@ def _table(data: dict[str, Any], tools: Sequence[str], cell: Any) -> str:
         results = found["tools"]
         counts = [results[t]["nodes"] for t in tools if t != "onnxruntime" and "nodes" in results.get(t, {})]
         cells = [_cell(results.get(t, {}), cell, min(counts, default=-1), t) for t in tools]
-        lines.append(f"| {name} | {found['nodes']} | " + " | ".join(cells) + " |")
+        mark = " *" if _elsewhere(data, found) else ""
+        lines.append(f"| {name}{mark} | {found['nodes']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -185,8 +219,10 @@ def main() -> int:
     chosen = [s for s in chosen if not options.models or any(text.lower() in s.name.lower() for text in options.models)]
     models = {source.name: one(source, tools, options.seconds) for source in chosen}
     numbered = {t: importlib.metadata.version(t) for t in tools if t in PEERS}
-    models = (kept(tools) | models) if options.models else models
-    data = {"cpu": cpu(), "versions": versions() | numbered, "tools": tools, "models": models}
+    earlier = kept(tools) if options.models else {}
+    machine = json.loads(RESULTS.read_text())["cpu"] if earlier else cpu()
+    models = earlier | models
+    data = {"cpu": machine, "versions": versions() | numbered, "tools": tools, "models": models}
     if not options.no_write:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(data, indent=1) + "\n")

@@ -40,6 +40,7 @@ class Source:
         values: what integer inputs hold; others are 0 or 1.
         slow: left out with `--quick`.
         runs: whether outputs and latency are compared (not for the chains, which only take time to simplify).
+        python: whether joulec is called as its peers are, on a model in memory, and not from file to file.
     """
 
     name: str
@@ -48,11 +49,12 @@ class Source:
     values: dict[str, int] = field(default_factory=dict)
     slow: bool = False
     runs: bool = True
+    python: bool = False
 
 
 def sources() -> list[Source]:
     """Every model, in the order of the table."""
-    return [*_from_wheels(), *_keras(), *_light(), *_generated()]
+    return [*_from_wheels(), *_torch(), *_keras(), *_light(), *_generated()]
 
 
 def _from_wheels() -> Iterator[Source]:
@@ -94,6 +96,32 @@ def _wheel(package: str) -> Path:
     return found[0]
 
 
+def _torch() -> Iterator[Source]:
+    words = {"ids": (1, 64), "seen": (1, 64)}
+    for how in ("dynamo", "torchscript"):
+        yield Source(f"encoder by torch, {how}", _exported(how), words, {"seen": 1})
+
+
+def _exported(how: str) -> Callable[[], Path]:
+    """A six-layer encoder as PyTorch exports it, in a child: PyTorch is loaded nowhere else, and need not be there."""
+
+    def make() -> Path:
+        place = CACHE / f"encoder-{how}.onnx"
+        if not place.is_file():
+            CACHE.mkdir(parents=True, exist_ok=True)
+            script = Path(__file__).with_name("export_encoder.py")
+            _run([sys.executable, str(script), how, str(place)], "PyTorch fails")
+        return place
+
+    return make
+
+
+def _run(command: list[str], otherwise: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Missing((done.stderr.strip().splitlines() or [otherwise])[-1][:100])
+
+
 LOWER = """
 import sys
 from pathlib import Path
@@ -123,10 +151,7 @@ def _lowered(name: str) -> Callable[[], Path]:
         place = CACHE / f"{name}.onnx"
         if not place.is_file():
             CACHE.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-c", LOWER, name, str(place)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise Missing((done.stderr.strip().splitlines() or ["TensorFlow fails"])[-1][:100])
+            _run([sys.executable, "-c", LOWER, name, str(place)], "TensorFlow fails")
         return place
 
     return make
@@ -142,6 +167,7 @@ def _generated() -> Iterator[Source]:
         build = partial(chain, count)
         yield Source(f"chain of {count:,}", _written(f"chain-{count}", build), slow=count > 5_000, runs=False)
     yield Source("3 GiB of weights", large, slow=True, runs=False)
+    yield Source("3 GiB, from Python", large, slow=True, runs=False, python=True)
 
 
 def _written(name: str, build: Callable[[], onnx.ModelProto]) -> Callable[[], Path]:

@@ -20,6 +20,7 @@ from joulec.ir.values import Array, attribute, constant_tensor, tensor_shape
 from joulec.passes._sequences import sequence_rules
 from joulec.passes.base import Context, Pass, PassResult, option
 from joulec.passes.inline_if import InlineIf
+from joulec.passes.inline_loop import InlineLoop
 
 MIB = 1 << 20
 GENERATORS = ("ConstantOfShape", "Expand", "Tile", "Range", "EyeLike")
@@ -33,7 +34,7 @@ MAX_ROUNDS = 8
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Compute nodes whose inputs are constants, know shapes and sequences, and inline an If that is decided."""
+    """Compute nodes whose inputs are constants, know shapes and sequences, and inline a decided If or a single turn."""
 
     size_limit: int = option(MIB, "bytes that all folding together may add to the model")
 
@@ -43,7 +44,7 @@ class FoldConstants(Pass):
         budget, limits, opsets = Budget(self.size_limit), Limits(), standard_opsets(module)
         for _ in range(MAX_ROUNDS):
             before = len(rewriter.rewrites)
-            apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf()])
+            apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf(), InlineLoop()])
             infer_shapes(module)
             facts = ShapeFacts.of(module)
             folded = len(rewriter.rewrites)
