@@ -35,8 +35,8 @@ JUDGE = Path(__file__).with_name("judge.py")
 JOULEC, OPTIMIZED, BUDGET, SECONDS = "joulec", "optimized", "0.01", 900.0
 
 
-def one(case: Case, tools: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Every tool on one model; all results are timed in turns."""
+def one(case: Case, tools: Sequence[str], seconds: float, reused: Sequence[str] = ()) -> dict[str, Any]:
+    """Every tool on one model; all results are timed in turns, those taken from an earlier run too."""
     try:
         place = case.folder(BUILD)
     except Missing as reason:
@@ -45,13 +45,16 @@ def one(case: Case, tools: Sequence[str], seconds: float) -> dict[str, Any]:
     score = result([*judge, "accuracy", str(place), str(baseline)], seconds, place)["accuracy"]
     found = {}
     for tool in tools:
-        found[tool] = quantized(tool, place, seconds) | {"baseline": score}
+        known = place / f"{tool}.json"
+        made = json.loads(known.read_text()) if tool in reused and known.is_file() else quantized(tool, place, seconds)
+        known.write_text(json.dumps(made), encoding="utf-8")
+        found[tool] = made | {"baseline": score}
         if "error" not in found[tool]:
             found[tool] |= result([*judge, "accuracy", str(place), str(output(tool, place))], seconds, place)
         print(f"  {case.name:18} {tool:20} {found[tool].get('error', 'quantized')}", flush=True)
-    made = [tool for tool in tools if "error" not in found[tool]]
-    timed = result([*judge, "speed", str(place), *(str(output(tool, place)) for tool in made)], seconds, place)
-    for tool, one in zip(made, timed["models"], strict=True):
+    run = [tool for tool in tools if "error" not in found[tool]]
+    timed = result([*judge, "speed", str(place), *(str(output(tool, place)) for tool in run)], seconds, place)
+    for tool, one in zip(run, timed.get("models", [timed] * len(run)), strict=True):
         found[tool] |= one
         print(f"  {case.name:18} {tool:20} {summary(found[tool])}", flush=True)
     return found
@@ -153,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", help="parts of names; all by default")
     parser.add_argument("--tools", nargs="+", choices=known, default=known)
     parser.add_argument("--install", action="store_true", help="make the environments of peers that have none")
+    parser.add_argument("--reuse", nargs="+", choices=known, default=[], help="take their models of an earlier run")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time limit of one tool on one model")
     parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
     given = parser.parse_args(arguments)
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peer.install()
     chosen = [case for case in cases() if not given.cases or any(part in case.name for part in given.cases)]
     for case in chosen:
-        models = {case.name: one(case, given.tools, given.seconds)}
+        models = {case.name: one(case, given.tools, given.seconds, given.reuse)}
         if not given.no_write:
             keep(models, [peer for peer in peers if peer.packages])
 

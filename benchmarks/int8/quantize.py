@@ -22,7 +22,7 @@ def rows(data: Path) -> Iterator[dict[str, Any]]:
     with np.load(data, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     for index in range(len(next(iter(arrays.values())))):
-        yield {name: array[index] for name, array in arrays.items()}
+        yield {name: np.asarray(array[index]) for name, array in arrays.items()}
 
 
 class Reader:
