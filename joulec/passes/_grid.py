@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from joulec.passes._moments import Moments, collect, observed
 from joulec.passes._patterns import first_match
 from joulec.passes._products import Product, product_of
 from joulec.passes._qdq import needs_reduced_range
-from joulec.passes._statistics import has_data
-from joulec.passes.base import Context
+from joulec.passes._statistics import NO_DATA, has_data
+from joulec.passes.base import Context, PassResult
 from joulec.passes.calibrate import not_quantizable
 
 WORK = 3e10
@@ -57,15 +57,6 @@ class Gridded:
         old = constant(input_at(node, index))
         total = amount if old is None else old.astype(np.float64) + amount.reshape(-1)
         put(rewriter, node, index, np.asarray(total, np.float32), f"{self.layer.weight.name}_bias")
-
-
-def unable(module: Module, context: Context) -> str | None:
-    """Why weights cannot be fitted to the data here, or None."""
-    if context.target.quantization is None:
-        return f"{context.target.name} has no integer kernels"
-    if not has_data(context):
-        return "no calibration data (--data)"
-    return not_quantizable(module)
 
 
 def limit(context: Context) -> int:
@@ -133,3 +124,31 @@ def said(what: str, shares: Sequence[float], unchanged: int) -> Iterator[str]:
         return
     left = 100 * float(np.mean(shares))
     yield f"{len(shares)} of {len(shares) + unchanged} layers {what}: {left:.0f} % of the squared error is left"
+
+
+Fit = Callable[[Gridded, Moments, Rewriter], float | None]
+"""Changes one layer; returns the share of its squared error that is left, or None where it gains nothing."""
+
+
+def fitted(module: Module, context: Context, rule: str, keep_float: Sequence[str], what: str, fit: Fit) -> PassResult:
+    """Fit every layer that can be fitted to the data.
+
+    Args:
+        module, context: the model, what runs it on what.
+        rule: what changes and refusals are taken down as.
+        keep_float: patterns of operators that are left alone.
+        what: the change in a word, for the note.
+        fit: changes one layer.
+
+    Raises:
+        InputError: the data do not fit the model.
+    """
+    if context.target.quantization is None:
+        return PassResult.nothing(f"{context.target.name} has no integer kernels")
+    reason = not_quantizable(module) if has_data(context) else NO_DATA
+    if reason is not None:
+        return PassResult.nothing(reason)
+    rewriter = Rewriter(module, rule)
+    found = [fit(one, moments, rewriter) for one, moments in studied(module, context, rewriter, keep_float, rule)]
+    shares = [share for share in found if share is not None]
+    return PassResult.of(rewriter, list(said(what, shares, len(found) - len(shares))))

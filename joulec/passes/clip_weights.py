@@ -7,7 +7,8 @@ from typing import ClassVar, cast
 
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
-from joulec.passes._grid import limit, said, studied, unable
+from joulec.passes._grid import Gridded, fitted, limit
+from joulec.passes._moments import Moments
 from joulec.passes._rounding import clipped
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 
@@ -32,16 +33,14 @@ class ClipWeights(Pass):
         Raises:
             InputError: the data do not fit the model.
         """
-        if (reason := unable(module, context)) is not None:
-            return PassResult.nothing(reason)
-        rewriter, shares, unchanged = Rewriter(module, self.pass_name()), [], 0
-        for one, moments in studied(module, context, rewriter, self.keep_float, self.pass_name()):
+
+        def clip(one: Gridded, moments: Moments, rewriter: Rewriter) -> float | None:
             before = one.matrix()
             made, left = clipped(before, moments, limit(context), one.bias is not None)
             if left >= 1:
-                unchanged += 1
-                continue
+                return None
             with rewriter.rewriting("clip", one.layer.node):
                 one.set(rewriter, made, moments.mean, before)
-            shares.append(left)
-        return PassResult.of(rewriter, list(said("clipped", shares, unchanged)))
+            return left
+
+        return fitted(module, context, self.pass_name(), self.keep_float, "clipped", clip)

@@ -9,7 +9,8 @@ import numpy as np
 
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
-from joulec.passes._grid import limit, said, studied, unable
+from joulec.passes._grid import Gridded, fitted, limit
+from joulec.passes._moments import Moments
 from joulec.passes._rounding import errors, nearest
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 
@@ -33,17 +34,15 @@ class CorrectBias(Pass):
         Raises:
             InputError: the data do not fit the model.
         """
-        if (reason := unable(module, context)) is not None:
-            return PassResult.nothing(reason)
-        rewriter, shares, unchanged = Rewriter(module, self.pass_name()), [], 0
-        for one, moments in studied(module, context, rewriter, self.keep_float, self.pass_name()):
+
+        def correct(one: Gridded, moments: Moments, rewriter: Rewriter) -> float | None:
             change = nearest(one.matrix(), limit(context)) - one.matrix()
             shift = np.einsum("gok,gk->go", change, moments.mean)
             total = float(errors(change, moments.gram).sum())
             if one.bias is None or not total > 0 or not np.any(shift):
-                unchanged += 1
-                continue
+                return None
             with rewriter.rewriting("correct", one.layer.node):
                 one.shift(rewriter, -shift.ravel())
-            shares.append(1 - float(np.sum(shift**2)) / total)
-        return PassResult.of(rewriter, list(said("corrected", shares, unchanged)))
+            return 1 - float(np.sum(shift**2)) / total
+
+        return fitted(module, context, self.pass_name(), self.keep_float, "corrected", correct)
