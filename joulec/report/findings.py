@@ -115,7 +115,7 @@ def explanation(out: Console, found: Mapping[str, Any], node: str | None = None)
 
 def _precision(out: Console, found: Mapping[str, Any]) -> None:
     """What 8 bits hold of an artefact's activations, and the operators that cost most accuracy."""
-    costs = precision.costliest([Cost.from_json(one) for one in found["costs"]])[:MAX_NAMES]
+    costs = precision.costliest([Cost.from_json(one) for one in found["costs"]])[: precision.MAX_ROWS]
     tensors = precision.worst([Tensor.from_json(one) for one in found["tensors"]])
     if costs:
         table = grid("operator", "*", ">error of the outputs")
