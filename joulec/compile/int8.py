@@ -163,7 +163,6 @@ class _Trials:
     def __init__(self, bench: Bench, floating: Module) -> None:
         self._bench, self._floating = bench, floating
         self._prepared: dict[tuple[Pass, ...], Outcome] = {}
-        self._deadline = time.monotonic() + bench.orders.search_seconds
         self._made: dict[tuple[object, ...], _Tried] = {}
         self._refinements: tuple[Pass, ...] = ()
         self._search: Search | None = None
@@ -319,9 +318,10 @@ class _Trials:
     def _searcher(self) -> Search | None:
         """The search, where there is something to search in and a way to measure it."""
         full = next((one for one in self.tried if one.applied and isinstance(one.proposal.quantize, Quantize)), None)
-        usable = full is not None and self._bench.can_time and time.monotonic() < self._deadline
-        if self._search is None and full is not None and usable:
-            arguments = self._floating, self._prepare(Quantize()).module, full.outcome.module, self._deadline
+        seconds = self._bench.orders.search_seconds
+        if self._search is None and full is not None and self._bench.can_time and seconds > 0:
+            deadline = time.monotonic() + seconds  # the fixed ways are beside it
+            arguments = self._floating, self._prepare(Quantize()).module, full.outcome.module, deadline
             insist = bool(self._bench.orders.int8)
             self._search = Search(self._bench, *arguments, journal=self._journal, insist=insist)
         return self._search

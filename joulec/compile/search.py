@@ -37,6 +37,9 @@ ROUNDS = 12
 PRICES = 64
 """Prices of noise tried at most, spread over those at which some block stops to pay."""
 
+NOISE_SHARE = 0.5
+"""How much of the time that is left may go into the noise of single blocks; the rest is for judging sets of them."""
+
 COSTS_SECONDS = 10.0
 """How long to look for what operators cost in accuracy only to say it."""
 
@@ -160,8 +163,8 @@ class Search:
         """The noise of each block alone; those that time does not allow to ask for count as the loudest half does."""
         if self._noise is not None:
             return self._noise
-        found = self._measured
-        self._listen(self._deadline)
+        found, now = self._measured, time.monotonic()
+        self._listen(now + NOISE_SHARE * (self._deadline - now))
         usual = float(np.quantile(list(found.values()), 0.75)) if found else 0.0
         self._noise = [
             found.get(index, usual if block.kind == "compute" else 0.0) for index, block in enumerate(self.blocks)
