@@ -1,7 +1,7 @@
 """joulec beside every installed INT8 quantizer, on the same models and data, judged and timed in the same run.
 
     make bench                                        (trained digits, ONNX Runtime's quantizers; two minutes)
-    make bench-int8                                   (everything, peers installed; writes docs/int8-benchmark.md; an hour)
+    make bench-int8                          (everything, peers installed; writes docs/int8-benchmark.md; an hour)
     python benchmarks/int8 --cases Magika --tools joulec nncf --no-write
 
 Every tool gets the same float ONNX model and the same calibration rows and runs at its defaults, in a process and an

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from joulec.compile.bench import Bench, Verdict, why_unchanged
 from joulec.compile.journal import Journal
-from joulec.compile.noise import Noise
 from joulec.compile.rivals import best_of
 from joulec.compile.search import Proposal, Search
 from joulec.compile.worth import Worth, measured
@@ -111,9 +110,9 @@ def _insist(bench: Bench, floating: Module) -> Module:
             other = trials.attempt(Proposal(QuantizeDynamic()), timed=False)
             tried, why = (other, f"{why}; so with ranges taken at each run") if other.applied else (tried, why)
     elif not tried.accurate:
-        refined = trials.refine(tried, timed=False)
-        found = [refined] if refined is not None and refined.accurate else trials.descend(timed=False)
-        tried = next((one for one in found if one.accurate), tried)
+        fewer = next((one for one in trials.descend(timed=False) if one.accurate), tried)
+        refined = tried if trials.late else trials.refine(tried, timed=False)
+        tried = refined if refined.accurate else fewer
     bench.book.keep(tried.outcome)
     changed = tried.applied
     if tried.proposal.reasons:
@@ -164,7 +163,6 @@ class _Trials:
         self._bench, self._floating = bench, floating
         self._prepared: dict[tuple[Pass, ...], Outcome] = {}
         self._made: dict[tuple[object, ...], _Tried] = {}
-        self._refinements: tuple[Pass, ...] = ()
         self._search: Search | None = None
         path = bench.inputs.journal
         self._journal = Journal(path, "" if path is None else module_digest(floating))
@@ -174,6 +172,12 @@ class _Trials:
         """The best of those that pay."""
         paying = [one for one in self.tried if one.reason is None]
         return best_of(self._bench, [(one.worth, one.outcome.module, one) for one in paying if one.worth is not None])
+
+    @property
+    def late(self) -> bool:
+        """Whether the time for searching is over, or there is none."""
+        search = self._searcher()
+        return search is None or search.late
 
     def attempt(self, proposal: Proposal, timed: bool = True) -> _Tried:
         """Quantize as proposed, judge the result, and (where that is within the budget) weigh it against float."""
@@ -266,27 +270,17 @@ class _Trials:
             return
         proposal = search.fastest()
         fastest = None if proposal is None or search.late else self.attempt(proposal)
-        if fastest is not None and not fastest.accurate and not search.late:
-            fastest = self.refine(fastest) or fastest
-        if (fastest is None or not fastest.accurate) and proposal is not None:
-            for tried in self.descend():
-                if tried.accurate and search.late:
-                    return
+        if proposal is None or (fastest is not None and fastest.accurate):
+            return
+        for tried in self.descend():
+            if tried.accurate and search.late:
+                return
+        if fastest is not None and not search.late:
+            self.refine(fastest)
 
-    def refine(self, tried: _Tried, timed: bool = True) -> _Tried | None:
-        """The same set with weights that are fitted to the data; sets that come later are too, where that errs less.
-
-        None where nothing can be fitted.
-        """
-        refinements = tuple(one() for one in REFINEMENTS.values())
-        again = self.attempt(replace(tried.proposal, refinements=refinements), timed)
-        steps = again.outcome.steps[-1 - len(refinements) : -1]
-        if not again.applied or not any(step.status == "applied" for step in steps):
-            return None
-        noise = Noise(self._bench, self._floating)
-        if noise.of(again.outcome.module) < noise.of(tried.outcome.module):
-            self._refinements = refinements
-        return again
+    def refine(self, tried: _Tried, timed: bool = True) -> _Tried:
+        """The same set with weights that are fitted to the data. Comes last: the statistics can take minutes."""
+        return self.attempt(replace(tried.proposal, refinements=tuple(one() for one in REFINEMENTS.values())), timed)
 
     def descend(self, timed: bool = True) -> Iterator[_Tried]:
         """Sets found by bisection: the fastest one within the budget, and the next more accurate one.
@@ -294,8 +288,7 @@ class _Trials:
         Sets come from the fastest to the most accurate, so the first within the budget splits them in two.
         """
         search = self._searcher()
-        found = [] if search is None else search.ever_more_accurate()
-        proposals = [replace(one, refinements=self._refinements) for one in found]
+        proposals = [] if search is None else list(search.ever_more_accurate())
         low, high = 0, len(proposals)
         while search is not None and low < high and not search.late:
             middle = (low + high) // 2
