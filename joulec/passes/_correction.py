@@ -18,7 +18,7 @@ import numpy as np
 from joulec.ir.values import Array
 from joulec.passes._moments import Moments
 
-DAMPINGS = (1e-3, 1e-2, 1e-1)
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Shares of the mean diagonal that are tried."""
 
 TRIAL_ROWS = 16

@@ -27,7 +27,7 @@ WIDEST = 2048
 ROUNDS = 48
 """Rounds in which channels are ranked, at most; with more channels several go in one."""
 
-DAMPING = 1e-2
+DAMPING = 1e-3
 """Share of the mean diagonal that is added while ranking."""
 
 

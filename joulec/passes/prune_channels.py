@@ -11,10 +11,10 @@ import numpy as np
 from joulec.errors import CheckError
 from joulec.ir.module import Module
 from joulec.ir.rewrite import Rewriter
-from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import Array
 from joulec.passes._channel_choice import corrections, idle, rankings
-from joulec.passes._channels import cut, kept_by, labelled, unshare, without
+from joulec.passes._channel_survey import prepared
+from joulec.passes._channels import cut, kept_by, without
 from joulec.passes._choice import overrides
 from joulec.passes._labels import Group, Labels
 from joulec.passes._prunable import matching
@@ -23,7 +23,6 @@ from joulec.passes._refit import refit
 from joulec.passes._statistics import NO_DATA, has_data
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.equivalence import Equivalence
-from joulec.passes.fold_constants import FoldConstants
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class PruneChannels(Pass):
     Channels that additions, concatenations, splits, depthwise and grouped convolutions, normalizations or shared
     weights tie together go together; hidden units of MLPs and attention heads are channels too. A group that reaches
     an input or output of the model, or an operator that nobody knows how to cut, stays, with the reason. Widths are
-    rounded to what kernels like. With calibration data those channels go that the others can stand in for best, and
+    rounded to what kernels like. Without a ratio joulec chooses what goes of each group, as far as `--max-drop` allows.
+    With calibration data those channels go that the others can stand in for best, and
     whatever reads them is corrected by least squares.
     """
 
@@ -63,11 +63,7 @@ class PruneChannels(Pass):
         """Fold what computes on weights alone, find the groups, choose, and cut."""
         if self.ratio is None and not self.groups and not self.dead:
             return PassResult.nothing("no ratio ordered; with --max-drop and --data joulec chooses it")
-        folded = FoldConstants().run(module, context)
-        rewriter = Rewriter(module, self.pass_name())
-        unshare(module, rewriter)
-        infer_shapes(module)
-        labels = labelled(module)
+        rewriter, folded, labels = prepared(module, context, self.pass_name())
         groups = labels.groups()
         for group in groups:
             if group.frozen is not None:
@@ -78,9 +74,10 @@ class PruneChannels(Pass):
         said = self._cut(module, labels, np.concatenate(gone), rewriter, context, found) if gone else []
         notes = [*self._notes(free, gone), *said]
         return PassResult(
-            (*folded.rewrites, *rewriter.rewrites) if rewriter.rewrites else folded.rewrites,
-            tuple(rewriter.refusals.values()), tuple(notes),
-        )  # fmt: skip
+            (*folded, *rewriter.rewrites) if rewriter.rewrites else folded,
+            tuple(rewriter.refusals.values()),
+            tuple(notes),
+        )
 
     def _cut(
         self, module: Module, labels: Labels, gone: Array, rewriter: Rewriter, context: Context,

@@ -201,3 +201,14 @@ def test_widths(wanted: float, total: int, multiple: int, width: int) -> None:
 def test_options_out_of_range(text: str) -> None:
     with pytest.raises(InputError, match="prune-channels"):
         parse(f"prune-channels{{{text}}}", {"prune-channels": PruneChannels})
+
+
+def test_names_that_folding_gave_are_not_given_again(runner: Runner) -> None:
+    """Folding calls the target that it finds `p_shape`, which is what the smaller one would be called, too."""
+    text = """(float[N, 4, 6, 6] y) { a = Conv(x, u) s = Shape(x) n = Gather(s, k) t = Concat<axis=0>(n, l)
+        p = Reshape(a, t) q = Relu(p) y = Conv(q, w) }"""
+    sizes = {"k": np.array([0]), "l": np.array([8, 6, 6])}
+    module = model(IMAGE + text, u=(8, 3, 1, 1), w=(4, 8, 1, 1), **sizes)
+    for node in module.graph:
+        node.name = node.outputs[0].name
+    assert shapes(prune(module, runner).module)["u"] == (4, 3, 1, 1)
