@@ -8,7 +8,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick gpu-env test-gpu-evidence kernel-table bench-evidence lint types bench bench-int8 bench-energy bench-simplify docs clean
+.PHONY: help demo test quick gpu-env test-gpu-evidence kernel-table bench-evidence lint types bench bench-int8 bench-energy bench-simplify docs clean bench-pruning
 
 help: ## show what each target does
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -80,6 +80,8 @@ bench-int8: $(VENV)/.dev demo ## compare INT8 with every peer on real models, an
 
 bench-energy: $(VENV)/.dev ## score the energy model on networks that it was not fitted to, and write docs/energy-benchmark.md
 	$(BIN)/python benchmarks/energy
+bench-pruning: $(VENV)/.dev ## prune trained networks and architectures, and write docs/pruning-benchmark.md (an hour)
+	$(BIN)/python benchmarks/pruning
 
 bench-simplify: $(VENV)/.dev ## compare simplify with the peers on real models, and write docs/simplify.md (30 minutes)
 	$(PIP) onnxsim onnxslim onnxoptimizer onnxscript

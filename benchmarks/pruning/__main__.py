@@ -1,0 +1,222 @@
+"""Trained networks pruned without further training, and architectures cut to 70 % of their width.
+
+    make bench-pruning                          (everything; trains first; writes docs/pruning-benchmark.md)
+    python benchmarks/pruning --cases cnn mlp --no-write
+
+Trained networks are pruned on their training rows by joulec's command line: channels with `--max-drop 0.01`, where
+joulec chooses how many of each group go, judged by the validation rows; and half of the weights by magnitude, of each
+tensor or of all together, with and without the correction of those that stay. What the table calls accuracy is that on
+test rows that nothing of this saw.
+Architectures have random weights: 30 % of the channels of every group go, and what counts is that the model is valid,
+its outputs have their shapes, and operations and time fall. Times are paired, in turns in one process, one thread,
+batch 1; above 1 is faster than the model that came in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "int8"))
+from judge import speed
+from simplify_models import sources
+
+import joulec
+from joulec.key import cpu, versions
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "bench-pruning"
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "pruning.json", ROOT / "docs" / "pruning-benchmark.md"
+TRAINED = ("cnn", "residual", "separable", "mlp", "transformer", "cnn small")
+ARCHITECTURES = (
+    "keras ResNet50", "keras MobileNetV2", "keras EfficientNetV2B0", "light densenet121", "light inception v2",
+    "light shufflenet",
+)  # fmt: skip
+WAYS = {
+    "half of the weights": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor,correct=false}"),
+    "half, corrected": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor}"),
+    "half of all, corrected": ("--passes", "prune-magnitude{sparsity=0.5}"),
+    "channels": ("--passes", "prune-channels", "--search-budget", "10min"),
+}
+"""What the table calls it -> what joulec is ordered. The first, half of each tensor, is what other tools do."""
+
+METRIC = '''"""Share of the validation rows whose largest score is the right one."""
+
+from pathlib import Path
+
+import numpy as np
+
+with np.load(Path(__file__).with_name("validation.npz"), allow_pickle=False) as file:
+    IMAGES, LABELS = file["image"], file["y"]
+
+
+def accuracy(infer):
+    scores = next(iter(infer({"image": IMAGES}).values()))
+    return float((scores.argmax(axis=-1) == LABELS).mean())
+'''
+
+
+def slug(name: str) -> str:
+    """A folder's name."""
+    return name.replace(" ", "-").replace(",", "")
+
+
+def trained(name: str) -> dict[str, Any]:
+    """One network, pruned in every way."""
+    place = BUILD / slug(name)
+    if not (place / "done").is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, str(HERE / "train.py"), name, str(place)], check=True, stdout=sys.stderr)
+        (place / "metric.py").write_text(METRIC, encoding="utf-8")
+        onnx.save(joulec.simplify(place / "source.keras"), place / "float.onnx")
+        (place / "done").touch()
+    found: dict[str, Any] = {"accuracy": tested(place, place / "float.onnx"), "ways": {}}
+    for way, orders in WAYS.items():
+        found["ways"][way] = pruned(place, way, orders)
+        print(f"  {name:12} {way:20} {found['ways'][way]}", flush=True)
+    return found
+
+
+def timed(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Times of all that was made of one model, in turns, beside what is known of it."""
+    place = BUILD / slug(name)
+    made = found.get("ways", {"cut": found})
+    done = [way for way, one in made.items() if "error" not in one]
+    models = [place / slug(way) / "model.onnx" for way in done]
+    for way, one in zip(done, speed(place, models), strict=True):
+        made[way] |= {key: round(one[key], 4) for key in ("ratio", "low", "high", "ms")}
+        print(f"  {name:24} {way:20} {_speed(made[way])}  {made[way]['ms']:.2f} ms", flush=True)
+    return found
+
+
+def pruned(place: Path, way: str, orders: Sequence[str]) -> dict[str, Any]:
+    """One order carried out by the command line, and the result's accuracy."""
+    out = place / slug(way)
+    drop = "0.01" if way == "channels" else "none"
+    command = [
+        "optimize", str(place / "float.onnx"), "-o", str(out), *orders, "--max-drop", drop, "--remeasure",
+        "--data", str(place / "calibration.npz"), "--metric", f"{place / 'metric.py'}:accuracy",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "joulec", *command], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return {"error": done.stderr.strip().splitlines()[-1][:200]}
+    report = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["report"]
+    said = next((one["reason"] for one in report["decisions"] if one["what"] == "channels"), "")
+    return {"accuracy": tested(place, out / "model.onnx"), "validation_drop": report["accuracy"]["drop"], "said": said}
+
+
+def tested(place: Path, model: Path) -> float:
+    """Accuracy on the test rows, in percent."""
+    with np.load(place / "test.npz", allow_pickle=False) as file:
+        images, labels = file["image"], file["y"]
+    scores = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+    return round(100 * float((scores.argmax(axis=-1) == labels).mean()), 2)
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """One architecture, 30 % of the channels of every group removed."""
+    source = next(source for source in sources() if source.name == name)
+    place = BUILD / slug(name)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "float.onnx").write_bytes(source.make().read_bytes())
+    sizes = {value.name: value for value in onnx.load(place / "float.onnx").graph.input}
+    rows = np.random.default_rng(0).uniform(-1, 1, (4, *_row(next(iter(sizes.values()))))).astype(np.float32)
+    np.savez(place / "calibration.npz", **{next(iter(sizes)): rows})
+    result = joulec.optimize(place / "float.onnx", place / "cut", passes="prune-channels{ratio=0.3}", max_drop=None)
+    report = result.reports["cpu"]
+    step = next(step for step in report.steps if step.spelling.startswith("prune-channels"))
+    onnx.checker.check_model(str(place / "cut" / "model.onnx"), full_check=True)
+    before, after = joulec.estimate(place / "float.onnx"), joulec.estimate(place / "cut" / "model.onnx")
+    operations = sum(node.flops or 0 for node in before.nodes), sum(node.flops or 0 for node in after.nodes)
+    found = {"said": step.notes[0], "operations": operations[1] / operations[0], "refusals": step.refusal_count}
+    print(f"  {name:24} {found}", flush=True)
+    return found
+
+
+def _row(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)[1:]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(data: dict[str, Any]) -> str:
+    """The results as tables."""
+    missing = [name for name in TRAINED if name not in data["trained"]]
+    numbered = ", ".join(f"{name} {version}" for name, version in data["versions"].items() if version)
+    parts = [
+        "# Pruning without training",
+        "Written by `make bench-pruning`; `benchmarks/pruning` says what is measured and how.",
+        f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
+        "Accuracy is that on 360 test images that neither training nor pruning saw, in percent; speed is the time of "
+        "the model that came in over that of the result, one thread, batch 1.",
+        _trained_table(data["trained"]),
+        f"Not measured in this run: {', '.join(missing)}." if missing else "All networks were measured in this run.",
+        "## Architectures, 30 % of the channels of every group removed",
+        "Random weights: valid, and smaller; accuracy has no meaning here.",
+        _architecture_table(data["architectures"]),
+        "torch-pruning is not beside them: it prunes torch modules by traces of their own, and these networks are "
+        "Keras and ONNX. What TensorFlow's Model Optimization Toolkit prunes by, magnitude without correction, is the "
+        "first column.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _trained_table(found: dict[str, Any]) -> str:
+    rows = [f"| network | float | {' | '.join(WAYS)} | speed of channels |", f"| --- {'| --- ' * (len(WAYS) + 2)}|"]
+    for name, one in found.items():
+        ways = [one["ways"].get(way, {"error": "-"}) for way in WAYS]
+        cells = [str(way.get("accuracy", way.get("error"))) for way in ways]
+        rows.append(f"| {name} | {one['accuracy']} | {' | '.join(cells)} | {_speed(one['ways']['channels'])} |")
+    return "\n".join(rows)
+
+
+def _architecture_table(found: dict[str, Any]) -> str:
+    rows = ["| architecture | operations left | speed | |", "| --- | --- | --- | --- |"]
+    for name, one in found.items():
+        said = one.get("error", one.get("said"))
+        operations = f"{100 * one['operations']:.0f} %" if "operations" in one else ""
+        rows.append(f"| {name} | {operations} | {_speed(one)} | {said} |")
+    return "\n".join(rows)
+
+
+def _speed(one: dict[str, Any]) -> str:
+    return f"{one['ratio']:.2f}x ({one['low']:.2f} to {one['high']:.2f})" if "ratio" in one else "-"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, print, and keep the numbers with what they were measured on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=[*TRAINED, *ARCHITECTURES], help="all by default")
+    parser.add_argument("--only-time", action="store_true", help="time again what an earlier run made")
+    parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
+    given = parser.parse_args(arguments)
+    chosen = given.cases or [*TRAINED, *ARCHITECTURES]
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for kind, names, measure in (("trained", TRAINED, trained), ("architectures", ARCHITECTURES, architecture)):
+        known = kept.get(kind, {})
+        for name in names:
+            if name in chosen:
+                known[name] = timed(name, known[name] if given.only_time else measure(name))
+        kept[kind] = {name: known[name] for name in names if name in known}
+    if given.no_write:
+        return
+    kept |= {"command": "make bench-pruning", "cpu": cpu(), "versions": versions()}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(kept), encoding="utf-8")
+    print(f"\n{RESULTS.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
