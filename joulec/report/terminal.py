@@ -258,7 +258,7 @@ def _totals(estimate: Mapping[str, Any]) -> Iterable[str]:
     yield f"total {units.joules(estimate['total_joules'])} per inference ({low} to {high}), static power included"
     if (estimate["samples"] or 1) > 1:
         yield f"{units.joules(estimate['joules_per_sample'])} per sample, batch {estimate['samples']}"
-    if (told := estimate["formulas"]).keys() >= {"flops", "bytes"}:
+    if (told := estimate.get("formulas", {})).keys() >= {"flops", "bytes"}:
         yield f"{units.safe(told['flops'], 200)} operations, {units.safe(told['bytes'], 200)} bytes"
     yield words.TIER_WORDS.get(estimate["tier"], str(estimate["tier"]))
     yield from words.caveats(estimate)
