@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from joulec.backends.artefact import write_arrays
@@ -107,3 +108,13 @@ def test_masks_from_files(tmp_path: Path) -> None:
 def test_masks_that_do_not_fit(masks: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(InputError, match=said):
         apply_masks(Model(dense__kernel=np.ones((3, 3), "f")), masks)
+
+
+def test_kernels_that_are_stored_as_matrices_are_found_by_their_numbers() -> None:
+    """MultiHeadAttention's kernels have an axis of heads, which tf2onnx flattens."""
+    kernel = np.random.default_rng(0).standard_normal((8, 3, 4)).astype(np.float32)
+    module = lowered(kernel.reshape(8, 12))
+    held = module.graph.initializers["w"]
+    held.const_value = ir.tensor(np.ascontiguousarray(kernel.reshape(8, 12)))
+    assert weights_of(Model(query__kernel=kernel), module) == {"w": NamedWeight("query/kernel", (8, 3, 4), (0, 1, 2))}
+    assert weights_of(Model(query__kernel=kernel + 1), module) == {}

@@ -27,10 +27,12 @@ def weights_of(model: Any, module: Module) -> dict[str, NamedWeight]:
     """
     kernels = named_weights(model)
     candidates: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    sizes: dict[int, list[str]] = defaultdict(list)
     held = module.graph.initializers
     for name, value in held.items():
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
             candidates[_key(tuple(value.const_value.shape.numpy()))].append(name)
+            sizes[value.const_value.size].append(name)
     found: dict[str, NamedWeight] = {}
     for path, kernel in kernels.items():
         if not 2 <= kernel.ndim <= MAX_RANK:
@@ -42,7 +44,19 @@ def weights_of(model: Any, module: Module) -> dict[str, NamedWeight]:
             if perm is not None:
                 found[name] = NamedWeight(path, kernel.shape, perm)
                 break
+        else:
+            found |= _reshaped(path, kernel, [name for name in sizes[kernel.size] if name not in found], held)
     return found
+
+
+def _reshaped(path: str, kernel: Array, names: Sequence[str], held: Mapping[str, Any]) -> dict[str, NamedWeight]:
+    """The initializer that holds the very numbers of a kernel in another shape: tf2onnx flattens those of EinsumDense,
+    and so of MultiHeadAttention, to matrices."""
+    for name in sorted(names, key=lambda one: not _called_like(one, path)):
+        stored = held[name].const_value
+        if stored is not None and kernel.any() and np.array_equal(stored.numpy().reshape(-1), kernel.reshape(-1)):
+            return {name: NamedWeight(path, kernel.shape, tuple(range(kernel.ndim)))}
+    return {}
 
 
 def named_weights(model: Any) -> dict[str, Array]:
