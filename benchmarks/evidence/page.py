@@ -30,6 +30,9 @@ on a GPU, so no latency and no energy of one is stated here; `python benchmarks/
 The digits, the transformer, Magika and the OCR classifier are trained and judged by their accuracy on held-out data;
 the three of keras.applications have seeded random weights (no model hub is reached) and are judged by fidelity,
 `1 - ||y - y0|| / ||y0||`, to the float model's outputs.
+
+Results are kept from run to run, some renewed alone: rows may come from neighbouring commits. `not run`
+means that no result of the current form is at hand, not that a rung failed.
 """
 
 
