@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx.parser
 import onnx_ir as ir
@@ -15,6 +16,12 @@ from joulec.ir.module import Module
 def no_profiles_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile that somebody calibrated on this machine must not price the tests' models."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+
+
+@pytest.fixture(autouse=True)
+def no_decisions_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier build measured, in this run or before it, must not answer for this test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -25,12 +25,6 @@ X = feeds(1)[0]
 
 
 @pytest.fixture(autouse=True)
-def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decisions of other builds are not ours."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
 def short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decided is tested in test_compiler; here it only has to be decided."""
     monkeypatch.setattr("joulec.payoff.MAX_ROUNDS", 36)

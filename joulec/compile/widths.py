@@ -54,7 +54,7 @@ def undecided(one: object) -> bool:
 
 
 def narrowed(bench: Bench, module: Module, order: PruneChannels) -> Narrowed | None:
-    """The narrowest model on the path that keeps the budget, or None; the decision goes on record."""
+    """The narrowest model on the path that keeps the budget, where it pays, or None; the decision goes on record."""
     refusal = _why_not(bench)
     if refusal is not None:
         bench.book.choose(CHANNELS, False, refusal, ordered=True)
@@ -70,8 +70,7 @@ def narrowed(bench: Bench, module: Module, order: PruneChannels) -> Narrowed | N
             low, best = middle + 1, tried
         else:
             high = middle
-    _recorded(bench, module, best, len(candidates))
-    return best
+    return _decided(bench, module, best, len(candidates))
 
 
 def _why_not(bench: Bench) -> str | None:
@@ -99,16 +98,26 @@ def _accurate(bench: Bench, verdict: Verdict) -> bool:
     return bench.orders.max_drop is not None and verdict.drop <= bench.orders.max_drop
 
 
-def _recorded(bench: Bench, module: Module, best: Narrowed | None, count: int) -> None:
+def _decided(bench: Bench, module: Module, best: Narrowed | None, count: int) -> Narrowed | None:
+    """The pass is ordered, its widths are joulec's choice, and that must pay like any other."""
     if best is None:
         said = "no channel could go within the budget" if count else "there is no group of channels that can be cut"
         bench.book.choose(CHANNELS, False, said, ordered=True)
-        return
+        return None
+    worth = bench.weigh(module, best.outcome.module)
     removed = next((note for note in best.outcome.steps[-1].result.notes if "channels removed" in note), "")
-    worth = bench.weigh(module, best.outcome.module) if bench.can_time else None
-    said = f"{removed}, drop {best.verdict.drop:.4f}" + ("" if worth is None else f"; {worth.would('the whole')}")
-    bench.book.choose(CHANNELS, True, said, worth, best.verdict.drop, ordered=True)
-    samples, budget = best.verdict.samples, bench.orders.max_drop
+    said = f"{removed}, drop {best.verdict.drop:.4f}; {worth.would('the whole')}"
+    bench.book.choose(CHANNELS, worth.better, said, worth, best.verdict.drop, ordered=True)
+    if not worth.better:
+        bench.book.drop(best.outcome, said)
+        return None
+    _doubt(bench, best.verdict)
+    return best
+
+
+def _doubt(bench: Bench, verdict: Verdict) -> None:
+    """Say where the data are too few to promise the budget on other data."""
+    samples, budget = verdict.samples, bench.orders.max_drop
     if samples is not None and budget is not None and (needed := too_few(samples, budget)) is not None:
         few = f"{samples} samples are too few to promise a drop of at most {budget:g} on other data"
         bench.book.doubts.append(f"{few}: that takes {needed}")

@@ -14,9 +14,21 @@ import joulec
 from joulec.compile import widths
 from joulec.decisions import from_file
 from joulec.errors import InputError
+from joulec.payoff import Paired
 
 GRAPH = """g (float[N, 12] x) => (float[N, 5] y) {
     h = Gemm(x, u, b) r = Relu(h) g = Gemm(r, v, c) s = Relu(g) y = MatMul(s, w) }"""
+
+
+def timed_at(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Every pair of models is measured to have this ratio of times."""
+    paired = Paired(ratio, ratio - 0.01, ratio + 0.01, 1.0, 1.0 / ratio, 100, 1)
+    monkeypatch.setattr("joulec.compile.bench.time_pair", lambda *arguments: paired)
+
+
+@pytest.fixture(autouse=True)
+def narrower_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed_at(monkeypatch, 1.5)
 
 
 @pytest.fixture
@@ -62,6 +74,17 @@ def test_a_rebuild_repeats_the_widths_and_measures_nothing(
     monkeypatch.setattr(widths, "path", lambda *arguments: pytest.fail("searched again"))
     joulec.optimize(**case, out=tmp_path / "two", max_drop=0.1, decisions=tmp_path / "one")
     assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("ratio", [0.9, 1.005])
+def test_widths_that_are_no_faster_are_not_taken(
+    case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    timed_at(monkeypatch, ratio)
+    result = joulec.optimize(**case, out=tmp_path / "out", max_drop=0.1, remeasure=True)
+    assert not channels(result).kept
+    assert "the speed of the whole" in channels(result).reason
+    assert shapes(tmp_path / "out")["u"] == (12, 64)
 
 
 def test_decisions_name_prune_channels_only(case: dict[str, Any], tmp_path: Path) -> None:
