@@ -8,7 +8,7 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick gpu-env test-gpu-evidence kernel-table bench-evidence lint types bench bench-int8 bench-energy bench-simplify docs clean bench-pruning
+.PHONY: help demo test quick gpu-env test-gpu-evidence kernel-table lint types bench bench-int8 bench-simplify bench-energy bench-pruning bench-finetune bench-evidence docs clean
 
 help: ## show what each target does
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -61,10 +61,6 @@ test-gpu-evidence: $(VENV)/.dev $(GPU)/.ready ## run the tests that ask onnxrunt
 kernel-table: $(GPU)/.ready ## write joulec/ir/kernels.tsv from what the providers report
 	$(GPU)/env/bin/python benchmarks/gpu/kernel_table.py
 
-bench-evidence: $(VENV)/.dev $(GPU)/.ready demo ## climb the ladder of evidence with real models, and write docs/evidence.md (an hour)
-	$(PIP) pillow
-	JOULEC_GPU_ENV=$(GPU) $(BIN)/python benchmarks/evidence --install
-
 lint: $(VENV)/.dev ## check style
 	$(BIN)/ruff check .
 
@@ -78,14 +74,22 @@ bench-int8: $(VENV)/.dev demo ## compare INT8 with every peer on real models, an
 	$(PIP) pillow
 	$(BIN)/python benchmarks/int8 --install
 
-bench-energy: $(VENV)/.dev ## score the energy model on networks that it was not fitted to, and write docs/energy-benchmark.md
-	$(BIN)/python benchmarks/energy
-bench-pruning: $(VENV)/.dev ## prune trained networks and architectures, and write docs/pruning-benchmark.md (an hour)
-	$(BIN)/python benchmarks/pruning
-
 bench-simplify: $(VENV)/.dev ## compare simplify with the peers on real models, and write docs/simplify.md (30 minutes)
 	$(PIP) onnxsim onnxslim onnxoptimizer onnxscript
 	$(BIN)/python benchmarks/simplify.py
+
+bench-energy: $(VENV)/.dev ## score the energy model on networks that it was not fitted to, and write docs/energy-benchmark.md
+	$(BIN)/python benchmarks/energy
+
+bench-pruning: $(VENV)/.dev ## prune trained networks and architectures, and write docs/pruning-benchmark.md (an hour)
+	$(BIN)/python benchmarks/pruning
+
+bench-finetune: $(VENV)/.dev ## prune networks, train them on, and write docs/finetune-benchmark.md (half an hour)
+	$(BIN)/python benchmarks/finetune
+
+bench-evidence: $(VENV)/.dev $(GPU)/.ready demo ## climb the ladder of evidence with real models, and write docs/evidence.md (an hour)
+	$(PIP) pillow
+	JOULEC_GPU_ENV=$(GPU) $(BIN)/python benchmarks/evidence --install
 
 docs: $(VENV)/.dev ## write docs/passes.md from the passes themselves
 	$(BIN)/python docs/generate.py

@@ -208,8 +208,8 @@ def test_what_cannot_be_frozen(keras: Any, data: Any) -> None:
         finetune(small(keras), data, freeze=("conv*",))
     with pytest.raises(InputError, match="nothing is left to learn"):
         finetune(small(keras), data, freeze=("*",))
-    sequence = keras.Sequential([keras.Input((8, 1)), keras.layers.LSTM(3)])
-    with pytest.raises(InputError, match="ends with 'lstm', not with a Dense layer"):
+    sequence = keras.Sequential([keras.Input((8, 1)), keras.layers.LSTM(3, name="memory")])
+    with pytest.raises(InputError, match="ends with 'memory', not with a Dense layer"):
         finetune(sequence, data, new_head=2)
 
 
