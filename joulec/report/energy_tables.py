@@ -32,12 +32,10 @@ def measured(out: Console, model: str, against: str | None, found: Mapping[str, 
     base = ITSELF if against is None else units.safe(against, 400)
     ratios = grid("", "*")
     ratios.add_row("time", f"{found['ratio']:.3f}x as fast as {base} ({_interval(found)})")
-    ratios.add_row("CPU time", f"{found['cpu']['ratio']:.3f}x as little ({_interval(found['cpu'])})")
+    ratios.add_row("CPU time", _share(found["cpu"]))
     if (energy := found["energy"]) is not None:
-        scopes = ", ".join(energy["scopes"])
-        said = f"{energy['change']['ratio']:.3f}x as little ({_interval(energy['change'])}), "
-        said += f"measured: {scopes}, all that ran meanwhile included, {energy['watts']:.1f} W"
-        ratios.add_row("energy", said)
+        said = f"measured: {', '.join(energy['scopes'])}, all that ran meanwhile included, {energy['watts']:.1f} W"
+        ratios.add_row("energy", f"{_share(energy['change'])}, {said}")
     ratios.add_row("", f"{units.plural(found['rounds'], 'paired round')}, {units.plural(found['threads'], 'thread')}")
     for obstacle in found["obstacles"]:
         ratios.add_row("not counted", units.safe(obstacle, 400))
@@ -65,3 +63,9 @@ def _figures(spent: Mapping[str, Any]) -> list[str]:
 
 def _interval(found: Mapping[str, Any]) -> str:
     return f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
+
+
+def _share(change: Mapping[str, Any]) -> str:
+    """A ratio of before over after as the share of before that is left."""
+    low, high = 1 / change["high"], 1 / change["low"]
+    return f"{1 / change['ratio']:.3f} of the other's (95 % interval {low:.3f} to {high:.3f})"

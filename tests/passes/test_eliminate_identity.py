@@ -66,3 +66,15 @@ def test_attribute_of_a_function_is_left_alone(parse: Parse) -> None:
     )  # fmt: skip
     module.model.opset_imports["own"] = 1
     assert not apply(module, EliminateIdentity()).changed
+
+
+def test_an_output_of_four_bits_keeps_what_gives_it_its_name(parse: Parse) -> None:
+    module = parse(
+        "agraph (float[2,3] x) => (int4[2,3] q, int4[2,3] y) <float s = {0.5}>"
+        "{ q = QuantizeLinear<output_dtype=22>(x, s) y = Transpose<perm=[0,1]>(q) }", 21
+    )  # fmt: skip
+    (reason,) = reasons(apply(module, EliminateIdentity()))
+    assert reason.startswith("it gives a graph output its name, and there is no cpu kernel for Identity"), (
+        "ONNX Runtime moves 4-bit numbers in Transpose, and has no Identity for them"
+    )
+    assert ops(module) == ["QuantizeLinear", "Transpose"]
