@@ -21,7 +21,7 @@ def no_profiles_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypat
 @pytest.fixture(autouse=True)
 def no_decisions_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an earlier build measured, in this run or before it, must not answer for this test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name(f"{tmp_path.name}-cache")))  # tests list tmp_path
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_loaded_artefact_computes_what_the_input_did(model: Path, tmp_path: 
 def test_nothing_is_written_without_out(model: Path, tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
     result = joulec.optimize(model, int8=False)
-    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
+    assert set(tmp_path.iterdir()) == before
     assert (result.directories, result.reports["cpu"].nodes_after) == ({}, 7)
     assert result.modules["cpu"].node_count() == 7
 
@@ -250,7 +250,7 @@ def test_decisions_under_other_orders_are_refused(model: Path, tmp_path: Path) -
 
 def test_a_damaged_cache_is_no_cache(model: Path, tmp_path: Path) -> None:
     joulec.optimize(model, tmp_path / "out")
-    (cached,) = (tmp_path / "cache" / "joulec" / "decisions").iterdir()
+    (cached,) = Path(os.environ["XDG_CACHE_HOME"], "joulec", "decisions").iterdir()
     cached.write_text("{")
     assert joulec.optimize(model, tmp_path / "other").reports["cpu"].status == "written"
 
