@@ -234,11 +234,7 @@ class _Run:
         if result.changed:
             infer_shapes(self.module)
             self.price = self._price(self.module)
-        energy = None if price is None or self.price is None else (price, self.price)
-        status: Status = "applied" if result.changed else "unchanged"
-        return Step(
-            spell_pass(one), one.fidelity, status, result, seconds, (nodes, self.module.node_count()), energy
-        )  # fmt: skip
+        return self._taken(one, result, seconds, nodes, price)
 
     def holds(self) -> bool:
         """Whether what trusted passes made is valid and computes the same; the last change gets the deviation."""
@@ -259,14 +255,19 @@ class _Run:
         candidate, self.spare = self.spare or self.module.clone(), None
         tried = attempt(one, candidate, self.context, self.verifier, self.equivalence, self._parts(one))
         result, reason = tried.result, tried.reason
-        status: Status = "rolled back" if reason else "applied" if result.changed else "unchanged"
         if reason is None:
             self._adopt(one, candidate, result.changed)
+        return self._taken(one, result, tried.seconds, nodes, price, tried.deviation, reason)
+
+    def _taken(
+        self, one: Pass, result: PassResult, seconds: float, nodes: int, price: Estimate | None,
+        deviation: Deviation | None = None, reason: str | None = None,
+    ) -> Step:  # fmt: skip
+        """The step that `one` was, from `nodes` and `price` before it to those of the module now."""
+        status: Status = "rolled back" if reason else "applied" if result.changed else "unchanged"
         energy = None if price is None or self.price is None else (price, self.price)
-        return Step(
-            spell_pass(one), one.fidelity, status, result, tried.seconds, (nodes, self.module.node_count()),
-            energy, tried.deviation, reason,
-        )  # fmt: skip
+        count = (nodes, self.module.node_count())
+        return Step(spell_pass(one), one.fidelity, status, result, seconds, count, energy, deviation, reason)
 
     def _parts(self, one: Pass) -> Callable[[PassResult], Deviation | None] | None:
         excerpts, before = self.excerpts, self.module
