@@ -29,7 +29,7 @@ from joulec.ir.session import SessionOptions
 from joulec.measuring import Measured, measure_pair
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context
-from joulec.passes.default import exact_passes
+from joulec.passes.default import simplifying_passes
 from joulec.passes.equivalence import Deviation, require_equal
 from joulec.passes.excerpts import too_large
 from joulec.passes.pipeline import PROBES, Observer, Outcome, Pipeline
@@ -285,7 +285,7 @@ def run_exact(module: Module, shapes: Shapes, limits: Limits | None, observers: 
             SIMPLIFY, candidates=candidates, obstacle=obstacle, runner=runner, bindings=shapes,
             excerpts=large is not None,
         )  # fmt: skip
-        outcome = Pipeline(exact_passes(), observers).run(module, context)
+        outcome = Pipeline(simplifying_passes(), observers).run(module, context)
     forget_names(outcome.module)
     declare_equal_sizes(outcome.module)
     return outcome

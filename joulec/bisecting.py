@@ -23,7 +23,7 @@ from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context, Pass
-from joulec.passes.default import exact_passes
+from joulec.passes.default import simplifying_passes
 from joulec.passes.pipeline import PROBES
 from joulec.reduction import Case
 
@@ -83,7 +83,7 @@ def bisect(
 def _ordered(passes: str | Sequence[Pass] | None, plugins: Sequence[str]) -> list[Pass]:
     known = registry.with_plugins(plugins)
     if passes is None:
-        return exact_passes()
+        return simplifying_passes()
     return spelling.parse(passes, known) if isinstance(passes, str) else list(passes)
 
 

@@ -18,7 +18,7 @@ from joulec.ir.lower import lower
 from joulec.ir.module import Module
 from joulec.ir.provenance import history_of, sources_of, without_provenance
 from joulec.passes.base import Context, Pass
-from joulec.passes.default import exact_passes
+from joulec.passes.default import exact_passes, simplifying_passes
 from joulec.passes.pipeline import Outcome, Pipeline, Step
 from joulec.report import units
 from joulec.report.data import Cost, Data, Report, Tensor
@@ -204,7 +204,8 @@ def _near_misses(outcome: Outcome, shapes: Shapes) -> Iterator[NearMiss]:
     """What is refused in the result: refusals on the way there may have been overcome by later passes."""
     steps = outcome.steps
     if any(_applied(steps)):
-        kept: list[Pass] = [p for p, step in zip(exact_passes(), steps, strict=True) if step.status != "rolled back"]
+        ran = zip(simplifying_passes(), steps, strict=True)
+        kept: list[Pass] = [one for one, step in ran if step.status != "rolled back"]
         steps = Pipeline(kept).run(outcome.module, Context(SIMPLIFY, bindings=shapes)).steps
     for step in steps:
         for refusal in step.result.refusals:

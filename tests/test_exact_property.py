@@ -19,7 +19,7 @@ from joulec.ir.session import SessionOptions
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.verify import Verifier
 from joulec.passes.base import Context
-from joulec.passes.default import exact_passes
+from joulec.passes.default import simplifying_passes
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
 
@@ -42,7 +42,7 @@ def simplified(module: Module) -> list[str]:
     """Run every exact pass in place, each verified, and return the names of those that changed something."""
     verifier = Verifier(module)
     fired = []
-    for one in exact_passes():
+    for one in simplifying_passes():
         infer_shapes(module)
         if one.run(module, CONTEXT).changed:
             fired.append(one.pass_name())

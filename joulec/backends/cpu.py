@@ -12,6 +12,7 @@ from joulec.ir.verify import checker_problem
 from joulec.passes.align_channels import AlignChannels
 from joulec.passes.base import Pass
 from joulec.passes.eliminate_dead_code import EliminateDeadCode
+from joulec.passes.lower_pooled import LowerPooled
 from joulec.passes.schemes import CPU_SCHEME
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
@@ -36,9 +37,10 @@ class CpuBackend(Backend):
 
     def layouts(self) -> list[Pass]:
         """Images of height 1 instead of sequences, also at the cost of a few relayouts; and whole blocks of channels:
-        convolutions compute in them, and leave that layout where they are not filled.
+        convolutions compute in them, and leave that layout where they are not filled; around pooled images, of one
+        pixel, they need not enter it.
         """
-        return [WidenConvolutions(added=4), AlignChannels(), EliminateDeadCode()]
+        return [WidenConvolutions(added=4), AlignChannels(), LowerPooled(), EliminateDeadCode()]
 
     def finished(self, module: Module) -> Module:
         """Without shapes of intermediate values: ONNX Runtime infers its own. Where the file declares them, it fuses

@@ -14,6 +14,7 @@ from joulec.passes.fuse_gemm import FuseGemm
 from joulec.passes.fuse_pad import FusePad
 from joulec.passes.fuse_pooling import FusePooling
 from joulec.passes.fuse_transpose import FuseTranspose
+from joulec.passes.lower_pooled import LowerPooled
 from joulec.passes.raise_patterns import RaisePatterns
 from joulec.passes.simplify_movement import SimplifyMovement
 from joulec.passes.simplify_shapes import SimplifyShapes
@@ -21,7 +22,18 @@ from joulec.passes.widen_convolutions import WidenConvolutions
 
 
 def exact_passes() -> list[Pass]:
-    """The passes that keep the numbers: what `joulec simplify` runs, and what `optimize` runs first."""
+    """The passes that keep the numbers: what `optimize` runs first, and `joulec simplify` with one more."""
+    return [*_fusing(), *_cleaning()]
+
+
+def simplifying_passes() -> list[Pass]:
+    """What `joulec simplify` runs. `optimize` tries the layouts of its target later, behind what else it may change,
+    and knows the processor; `simplify` ends with the one that none was found to lose by.
+    """
+    return [*_fusing(), LowerPooled(), *_cleaning()]
+
+
+def _fusing() -> list[Pass]:
     return [
         FoldConstants(),
         EliminateFailingBranches(),
@@ -38,6 +50,11 @@ def exact_passes() -> list[Pass]:
         FuseAffine(),
         FuseGemm(),
         WidenConvolutions(),
+    ]
+
+
+def _cleaning() -> list[Pass]:
+    return [
         EliminateCommonSubexpressions(),  # behind the fusions: what two nodes share, neither can take in
         FoldConstants(),
         EliminateIdentity(),

@@ -16,7 +16,7 @@ from joulec.ir.module import Module
 from joulec.ir.shapes import infer_shapes
 from joulec.passes.base import Context, Pass
 from joulec.passes.cheapen_activations import CheapenActivations
-from joulec.passes.default import exact_passes
+from joulec.passes.default import simplifying_passes
 from joulec.passes.expand_activations import ExpandActivations
 from joulec.passes.expand_einsum import ExpandEinsum
 from joulec.passes.target import Target
@@ -24,7 +24,7 @@ from joulec.passes.upgrade_opset import UpgradeOpset
 
 TARGET = Target("test", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu")
 CHOSEN = [UpgradeOpset(to=21), ExpandActivations(), CheapenActivations(), ExpandEinsum()]
-PASSES = {one.pass_name(): one for one in [*exact_passes(), *CHOSEN]}
+PASSES = {one.pass_name(): one for one in [*simplifying_passes(), *CHOSEN]}
 RANKS = [4, 2, 1]
 GRAPH = onnx.AttributeProto.GRAPH
 Parse = Callable[..., Module]
@@ -99,7 +99,7 @@ def _simplifies(body: list[onnx.NodeProto], names: list[str], **given: object) -
     graph = helper.make_graph([call], "g", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
     module = lower(proto).module
-    for one in exact_passes():
+    for one in simplifying_passes():
         infer_shapes(module)
         one.run(module, Context(TARGET))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)

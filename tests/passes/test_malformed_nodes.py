@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from joulec.ir.module import Module
 from joulec.passes.base import Context, Pass
-from joulec.passes.default import exact_passes
+from joulec.passes.default import simplifying_passes
 from joulec.passes.target import Target
 from joulec.passes.upgrade_opset import UpgradeOpset
 
@@ -18,7 +18,7 @@ TARGET = Target("test", "CPUExecutionProvider", 0, 0, None, "generic-server-cpu"
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})
 FORMS = [(), ("a",), ("a", "b"), ("", "b"), ("a", ""), ("a", "b", "c", "d", "e")]
 SHAPES = {"a": [], "b": [1, 2], "c": [1, 2, 3, 4], "d": [1], "e": [1, 2, 3]}
-PASSES = {one.pass_name(): one for one in [*exact_passes(), UpgradeOpset(to=21)]}
+PASSES = {one.pass_name(): one for one in [*simplifying_passes(), UpgradeOpset(to=21)]}
 
 
 def malformed(inputs: tuple[str, ...], opset: int, *, constant: bool) -> onnx.ModelProto:
