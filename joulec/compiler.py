@@ -13,8 +13,8 @@ from joulec.compile.half import FLOAT16, halved
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
+from joulec.compile.removal import Removals
 from joulec.compile.tuning import tuned
-from joulec.compile.widths import chosen_widths
 from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
 from joulec.describe import step_report
@@ -73,7 +73,7 @@ class Compiler(Bench):
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices),
             tuple(book.dropped), None if paired is None else latency_of(paired), self.orders.spelled(), book.reasons,
             tuple(book.points), tuple(book.doubts), book.float16, None if session is None else session.to_json(),
-            tuple(book.activations), tuple(book.costs), book.channels,
+            tuple(book.activations), tuple(book.costs), tuple(book.removals),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*book.notes, *decisions.doubts)))
         return Compiled(module, tuple(book.steps), decisions, score, notes, session, verdict)
@@ -83,13 +83,13 @@ class Compiler(Bench):
         if self.orders.int8 and not any(quantizes(one) for one in passes):
             passes += [*preparation(self.base, Quantize()), Quantize()]
         before = [*self.backend.legalization(), *self.backend.preferences()]
-        passes = chosen_widths(self, before, self.orders.obeyed(passes))
+        passes = Removals(self, self.base).decided([*before, *self.orders.obeyed(passes)], self.orders.max_drop)
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if quantizes(one)), None)
-        outcome = self.run([*before, *passes], self.base)
+        outcome = self.run(passes, self.base)
         self.book.keep(outcome)
         pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
         self.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
-        self.book.choose("passes", True, f"ordered: {spelling.spell(passes) or 'none'}", ordered=True)
+        self.book.choose("passes", True, f"ordered: {spelling.spell(passes[len(before) :]) or 'none'}", ordered=True)
         return outcome.module
 
     def _chosen(self) -> Module:

@@ -17,6 +17,7 @@ from joulec.passes._activations import ACTIVATION_PASSES
 from joulec.passes._quantizers import QUANTIZERS, REFINEMENTS, quantizes
 from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.default import exact_passes
+from joulec.passes.prune_blocks import PruneBlocks
 from joulec.passes.prune_channels import PruneChannels
 from joulec.passes.upgrade_opset import UpgradeOpset
 from joulec.report.data import Cost, Data, Decision, Latency, Point, StepReport
@@ -44,7 +45,7 @@ class Decisions(Data):
         costs: what single operators cost in accuracy, where there was time to measure it.
         session: what session.json holds, where that was tuned.
         activations: pipelines that changed activations and were kept, spelled.
-        channels: spelling of the prune-channels whose shares were chosen, or None.
+        removals: passes that removed channels or blocks which were chosen for them, spelled, in order.
     """
 
     target: str
@@ -61,7 +62,7 @@ class Decisions(Data):
     session: dict[str, Any] | None = None
     activations: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
-    channels: str | None = None
+    removals: tuple[str, ...] = ()
 
 
 def to_file(decisions: Decisions, path: Path) -> None:
@@ -114,9 +115,8 @@ def _check_passes(found: Decisions) -> None:
     passes = [] if found.int8 is None else spelling.parse(found.int8, {**REFINEMENTS, **QUANTIZERS})
     if found.int8 is not None and [quantizes(one) for one in passes] != [*[False] * (len(passes) - 1), True]:
         raise InputError(f"int8: one quantize pass was expected, not '{found.int8}'")
-    channels = {PruneChannels.pass_name(): PruneChannels}
-    if found.channels is not None and len(spelling.parse(found.channels, channels)) != 1:
-        raise InputError(f"channels: one prune-channels was expected, not '{found.channels}'")
+    for spelled in found.removals:
+        spelling.parse(spelled, {kind.pass_name(): kind for kind in (PruneBlocks, PruneChannels)})
     half = {ConvertFloat16.pass_name(): ConvertFloat16}
     if found.float16 is not None and len(spelling.parse(found.float16, half)) != 1:
         raise InputError(f"float16: one convert-float16 was expected, not '{found.float16}'")

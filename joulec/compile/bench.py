@@ -38,7 +38,7 @@ class Book:
         int8: the quantization that stays, spelled; None where the model stays float.
         float16: the conversion to 16-bit floats that stays, spelled.
         activations: pipelines that changed activations and stay, spelled.
-        channels: prune-channels with the shares that were chosen, spelled; None where none were.
+        removals: passes that remove what was chosen for them, spelled, in order.
         reasons: pattern of that quantization that keeps an operator float -> why.
         points: sets of operators that were tried in INT8, in order.
         costs: what single operators cost in accuracy, where that was measured.
@@ -53,7 +53,7 @@ class Book:
     int8: str | None = None
     float16: str | None = None
     activations: list[str] = field(default_factory=list)
-    channels: str | None = None
+    removals: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)

@@ -23,7 +23,7 @@ from joulec.energy.bind import bind
 from joulec.errors import JoulecError
 from joulec.ir.module import Module
 from joulec.passes import spelling
-from joulec.passes._patterns import first_match
+from joulec.passes._patterns import first_match, literal
 from joulec.passes.base import Pass, PassResult
 from joulec.passes.blocks import Block, survey
 from joulec.passes.pipeline import Outcome
@@ -253,8 +253,7 @@ def _blocks(bench: Bench, calibrated: Module) -> tuple[Block, ...]:
 
 def pattern(block: Block) -> str:
     """The pattern that names the operator of `block` and no other: the value it makes, of which there is one."""
-    name = block.node.outputs[0].name or ""
-    return "".join("?" if char in "*?[];" else char for char in name)
+    return literal(block.node.outputs[0].name or "")
 
 
 def _size(value: ir.Value) -> int:

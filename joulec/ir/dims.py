@@ -83,6 +83,23 @@ def _gemm(node: ir.Node, facts: ShapeFacts) -> Found:
     return [(one[1 if attribute(node, "transA", 0) else 0], other[0 if attribute(node, "transB", 0) else 1])]
 
 
+def _einsum(node: ir.Node, facts: ShapeFacts) -> Found:
+    """By an equation whose letters are written out, the result's too."""
+    equation = attribute(node, "equation", b"")
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    sides, _, result = text.partition("->")
+    shapes, operands = [facts.shape(value) for value in node.inputs], sides.split(",")
+    if not result.isalpha() or len(operands) != len(shapes):
+        return None
+    sizes: dict[str, Element] = {}
+    for letters, dims in zip(operands, shapes, strict=True):
+        if not letters.isalpha() or dims is None or len(dims) != len(letters):
+            return None
+        for letter, dim in zip(letters, dims, strict=True):
+            sizes[letter] = _joint(sizes.get(letter, 1), dim, facts.symbols)
+    return [tuple(sizes[letter] for letter in result)] if sizes.keys() >= set(result) else None
+
+
 def _transpose(node: ir.Node, facts: ShapeFacts) -> Found:
     dims = facts.shape(node.inputs[0])
     if dims is None:
@@ -439,6 +456,7 @@ RULES: dict[str, Rule] = {
     "ConstantOfShape": _of_elements,
     "Conv": _window,
     "Dropout": _same_twice,
+    "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,

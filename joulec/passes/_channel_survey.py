@@ -14,6 +14,7 @@ from joulec.ir.values import Array
 from joulec.passes._channel_choice import rankings
 from joulec.passes._channels import labelled, unshare
 from joulec.passes._labels import Group, Labels
+from joulec.passes._patterns import literal
 from joulec.passes._readers import readers
 from joulec.passes.base import Context
 from joulec.passes.fold_constants import FoldConstants
@@ -80,13 +81,9 @@ def survey(module: Module, context: Context) -> Survey:
     free = [group for group in labels.groups() if group.frozen is None and group.units.size > 1]
     counts = [group.units.size - 1 for group in free]
     found = rankings(copy, context, labels, free, counts, readers(copy, labels))
-    names = tuple(_pattern(group.nodes[0].name or "") for group in free)
+    names = tuple(literal(group.nodes[0].name or "") for group in free)
     sizes = tuple(group.units.size for group in free)
     return Survey(names, sizes, tuple(one.losses for one in found), _work(copy, labels, free))
-
-
-def _pattern(name: str) -> str:
-    return "".join("?" if char in "*?[];=" else char for char in name)
 
 
 def _work(module: Module, labels: Labels, groups: Sequence[Group]) -> dict[str, tuple[Axis, ...]]:

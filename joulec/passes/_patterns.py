@@ -25,6 +25,11 @@ def first_match(node: ir.Node, patterns: Sequence[str]) -> str | None:
     return next((pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names)), None)
 
 
+def literal(name: str) -> str:
+    """The pattern that names `name`; characters with a meaning in patterns and lists of them stand for any other."""
+    return "".join("?" if char in "*?[];=" else char for char in name)
+
+
 def unmatched(model: ir.Model, patterns: Iterable[str]) -> list[str]:
     """Those of `patterns` that name no operator anywhere in `model`; a typing error, mostly."""
     left = list(dict.fromkeys(patterns))

@@ -9,7 +9,7 @@ that are there, as strongly as errs least on the half of the data that was not f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,8 @@ class Layer:
 
 
 def refit(
-    whole: Module, cut: Module, context: Context, outputs: Mapping[str, Array], rewriter: Rewriter
+    whole: Module, cut: Module, context: Context, outputs: Mapping[str, Array], rewriter: Rewriter,
+    before: Container[str] = (),
 ) -> list[float]:  # fmt: skip
     """Fit the layers of `cut` behind what was removed.
 
@@ -77,11 +78,13 @@ def refit(
         context: the data, and what runs models on them.
         outputs: name of the value that an operator puts out -> bool, which of its channels are left.
         rewriter: of `cut`.
+        before: names of values in front of everything that was removed: what makes them stays.
 
     Returns:
         Of each layer that was fitted, the share of its squared error that is left on data not fitted to.
     """
-    layers = list(_layers(whole, cut, outputs))
+    found = _layers(whole, cut, outputs)
+    layers = [one for one in found if one.node.outputs[0].name not in before]
     left: list[float] = []
     size = max(1, -(-len(layers) // STAGES))
     for start in range(0, len(layers), size):
@@ -96,10 +99,18 @@ def refit(
     return left
 
 
+def said(left: Sequence[float]) -> list[str]:
+    """What a person is told of what `refit` returned."""
+    if not left:
+        return []
+    share = 100 * float(np.mean(left))
+    return [f"{len(left)} layers fitted to the whole model one by one: {share:.0f} % of their squared error is left"]
+
+
 def _layers(whole: Module, cut: Module, outputs: Mapping[str, Array]) -> Iterator[Layer]:
     """Layers of one group of channels whose weight and values both models know, in graph order."""
     old = {node.outputs[0].name: node for node in whole.graph if node.outputs}
-    names = observed(whole) & observed(cut)
+    known, left = observed(whole), observed(cut)
     for node in cut.graph:
         before, weight = old.get(node.outputs[0].name if node.outputs else None), input_at(node, 1)
         if before is None or weight is None or not weight.is_initializer() or len(weight.uses()) != 1:
@@ -112,7 +123,7 @@ def _layers(whole: Module, cut: Module, outputs: Mapping[str, Array]) -> Iterato
             continue
         rows = first.matrix(numbers)[0]
         kept = outputs.get(node.outputs[0].name or "", np.ones(len(rows), bool))
-        if kept.size != len(rows) or not names.issuperset((first.name, second.name)):
+        if kept.size != len(rows) or first.name not in known or second.name not in left:
             continue
         layer = Layer(node, first, second, rows[kept])
         if layer.columns <= WIDEST and _bias_of(layer) is not None:

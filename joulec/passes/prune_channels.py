@@ -19,7 +19,7 @@ from joulec.passes._choice import overrides
 from joulec.passes._labels import Group, Labels
 from joulec.passes._prunable import matching
 from joulec.passes._readers import Reader, readers
-from joulec.passes._refit import refit
+from joulec.passes._refit import refit, said
 from joulec.passes._statistics import NO_DATA, has_data
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.equivalence import Equivalence
@@ -59,9 +59,14 @@ class PruneChannels(Pass):
         if any(share == 1 for _, share in overrides(self.groups)):
             raise ValueError("groups: a share must lie below 1, for one channel at least stays")
 
+    @property
+    def undecided(self) -> bool:
+        """Whether it leaves it to joulec what to remove."""
+        return self.ratio is None and not self.groups and not self.dead
+
     def run(self, module: Module, context: Context) -> PassResult:
         """Fold what computes on weights alone, find the groups, choose, and cut."""
-        if self.ratio is None and not self.groups and not self.dead:
+        if self.undecided:
             return PassResult.nothing("no ratio ordered; with --max-drop and --data joulec chooses it")
         rewriter, folded, labels = prepared(module, context, self.pass_name())
         groups = labels.groups()
@@ -96,7 +101,7 @@ class PruneChannels(Pass):
         if found:
             kept = kept_by(labels, gone)
             outputs = {node.outputs[0].name or "": kept(made) for made, node in labels.makers}
-            notes += _refitted(refit(whole, module, context, outputs, rewriter))
+            notes += said(refit(whole, module, context, outputs, rewriter))
         return notes
 
     def _correct(
@@ -167,13 +172,6 @@ class PruneChannels(Pass):
             yield "no group of channels can be cut here; the refusals say why"
         else:
             yield f"{lost} of {total} channels removed from {len(gone)} of {len(groups)} groups"
-
-
-def _refitted(left: Sequence[float]) -> list[str]:
-    if not left:
-        return []
-    share = 100 * float(np.mean(left))
-    return [f"{len(left)} layers fitted to the whole model one by one: {share:.0f} % of their squared error is left"]
 
 
 def rounded(wanted: float, total: int, multiple: int) -> int:

@@ -90,7 +90,7 @@ def test_widths_that_are_no_faster_are_not_taken(
 def test_decisions_name_prune_channels_only(case: dict[str, Any], tmp_path: Path) -> None:
     joulec.optimize(**case, out=tmp_path / "one", max_drop=0.1)
     file = tmp_path / "one" / "decisions.json"
-    file.write_text(file.read_text().replace('"channels": "prune-channels', '"channels": "prune-magnitude'))
+    file.write_text(file.read_text().replace('"prune-channels{groups', '"prune-magnitude{groups'))
     with pytest.raises(InputError, match="prune-magnitude"):
         from_file(file, "cpu", ("--passes prune-channels{multiple=8}", "--max-drop 0.1"))
 
@@ -108,4 +108,4 @@ def test_a_budget_that_nothing_keeps(case: dict[str, Any], tmp_path: Path) -> No
     case["model"] = write(tmp_path / "tight.onnx", GRAPH, arrays)
     result = joulec.optimize(**case, max_drop=1e-7)
     assert not channels(result).kept
-    assert channels(result).reason == "no channel could go within the budget"
+    assert channels(result).reason == "no channels could go within the budget"

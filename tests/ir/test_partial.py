@@ -93,6 +93,21 @@ def test_a_dimension_equals_itself_and_nothing_else(parse: Parse) -> None:
     assert found.elements[0] != found.elements[3]
 
 
+@pytest.mark.parametrize(
+    ("equation", "equal"),
+    [("abc,cde->abde", True), ("acbe,aecd->abcd", False), ("...c,cde->...de", False), ("abc,cde", False)],
+)
+def test_the_sizes_of_a_product_by_letters(equation: str, equal: bool, parse: Parse) -> None:
+    """A result that is written out keeps the sizes of its letters; of anything else nothing is known."""
+    module = parse(
+        f'agraph (float[N,M,3] x, float[3,M,5] w) => (float[A,B,C,D] y) {{ y = Einsum<equation="{equation}">(x, w) }}'
+    )
+    facts = ShapeFacts.of(module)
+    x, y = (facts.shape(value(module, name)) for name in "xy")
+    assert x is not None
+    assert (y is not None and y == (x[0], x[1], x[1], 5)) == equal
+
+
 def test_nameless_dimensions_of_two_values_are_not_equal(parse: Parse) -> None:
     module = parse(
         "agraph (float[N] a, float[N] b) => (int64[2] y) { s = Shape(a) t = Shape(b) y = Concat<axis=0>(s, t) }"
