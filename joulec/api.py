@@ -82,6 +82,7 @@ def optimize(
     keep_float: Sequence[str] = (),
     search_budget: float = SEARCH_SECONDS,
     tune: str | None = None,
+    prune: bool = False,
     shape: Shapes | None = None,
     decisions: str | Path | None = None,
     plugins: Sequence[str] = (),
@@ -117,6 +118,8 @@ def optimize(
         search_budget: seconds that the search for operators worth quantizing may take, beside the fixed ways.
         tune: `latency` or `energy`: threads, spinning, arena, packed weights and (with `shape`) fixed sizes of the
             session are chosen by measurement; None keeps one thread that does not spin.
+        prune: lets joulec remove channels and residual blocks where that spends the accuracy budget better than INT8
+            alone, or on top of it.
         shape: sizes of symbolic dimensions, by symbol, or whole shapes by input name.
         decisions: decisions.json to repeat instead of measuring.
         plugins: Python files or entry points with passes of your own.
@@ -140,7 +143,7 @@ def optimize(
     budget = DEFAULT_MAX_DROP if isinstance(max_drop, _Unset) else max_drop
     orders = Orders(
         None if ordered is None else tuple(ordered), sparsity, int8, budget, not isinstance(max_drop, _Unset),
-        tuple(keep_float), search_budget, float16, tune,
+        tuple(keep_float), search_budget, float16, tune, prune,
     )  # fmt: skip
     request = Request(
         model, data, metric, orders, shape or {}, threads, seed, device,

@@ -107,6 +107,7 @@ def optimize(
     max_energy: options.MaxEnergy = None,
     passes: options.Passes = None,
     sparsity: options.Sparsity = None,
+    prune: options.Prune = False,
     int8: options.Int8 = None,
     float16: options.Float16 = None,
     keep_float: options.KeepFloat = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG_KEYS: Mapping[str, Any] = {
     "model": Path, "out": Path, "target": list[str], "data": str, "metric": str, "max_drop": str | float,
-    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "int8": bool, "float16": bool,
+    "shape": str | list[str] | dict, "passes": str, "sparsity": float, "prune": bool, "int8": bool, "float16": bool,
     "keep_float": list[str], "search_budget": str | float, "tune": str,
     "decisions": Path,
     "plugin": list[str], "custom_ops": list[str], "trust_code": bool, "memory_limit": str, "time_limit": str | float,
@@ -250,6 +250,13 @@ Sparsity = Annotated[
         max=1,
     ),
 ]
+Prune = Annotated[
+    bool,
+    _option(
+        "--prune", panel=_ORDERS,
+        help="Let joulec remove channels and residual blocks too, where that spends --max-drop better than INT8 alone.",
+    ),
+]  # fmt: skip
 Int8 = Annotated[
     bool | None,
     _option(

@@ -13,7 +13,8 @@ from joulec.compile.half import FLOAT16, halved
 from joulec.compile.int8 import preparation, quantized
 from joulec.compile.layout import LAYOUT, aligned
 from joulec.compile.orders import DEFAULT_MAX_DROP, Inputs, Orders
-from joulec.compile.removal import Removals
+from joulec.compile.removal import Removals, undecided
+from joulec.compile.spending import spent
 from joulec.compile.tuning import tuned
 from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
@@ -24,6 +25,8 @@ from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes._quantizers import quantizes
 from joulec.passes.pipeline import Outcome, Step
+from joulec.passes.prune_blocks import PruneBlocks
+from joulec.passes.prune_channels import PruneChannels
 from joulec.passes.prune_magnitude import PruneMagnitude
 from joulec.passes.quantize import Quantize
 from joulec.payoff import Paired
@@ -80,23 +83,25 @@ class Compiler(Bench):
 
     def _ordered(self) -> Module:
         passes = list(self.orders.passes or ())
+        before = [*self.backend.legalization(), *self.backend.preferences()]
+        if self.orders.int8 and not any(quantizes(one) for one in passes) and any(undecided(one) for one in passes):
+            self.book.choose("passes", True, f"ordered: {spelling.spell(passes)}", ordered=True)
+            return spent(self, self.base, [*before, *self.orders.obeyed(passes)])
         if self.orders.int8 and not any(quantizes(one) for one in passes):
             passes += [*preparation(self.base, Quantize()), Quantize()]
-        before = [*self.backend.legalization(), *self.backend.preferences()]
         passes = Removals(self, self.base).decided([*before, *self.orders.obeyed(passes)], self.orders.max_drop)
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if quantizes(one)), None)
-        outcome = self.run(passes, self.base)
-        self.book.keep(outcome)
-        pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
-        self.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
+        module = self.carry_out(passes, self.base)
         self.book.choose("passes", True, f"ordered: {spelling.spell(passes[len(before) :]) or 'none'}", ordered=True)
-        return outcome.module
+        return module
 
     def _chosen(self) -> Module:
         self._legalized = self.run(self.backend.legalization(), self.base)  # no choice of ours: never left out
         self.book.keep(self._legalized)
         module = self._pruned(optimize_exactly(self, self._legalized.module))
-        return aligned(self, cheaper(self, quantized(self, module)))
+        prunings = [PruneBlocks(), PruneChannels()] if self.orders.prune else []
+        module = spent(self, module, prunings) if prunings else quantized(self, module)
+        return aligned(self, cheaper(self, module))
 
     def _fitted(self, module: Module) -> Module:
         """In the provider's form: legalization of what was chosen and ordered, so never left out; and 16-bit floats."""
@@ -130,6 +135,7 @@ class Compiler(Bench):
         reason = f"all together {worth.would('the input')}"
         book.dropped += [step_report(step, reason) for step in book.steps[len(legal.steps) :]]
         book.steps, book.int8, book.float16, book.activations = list(legal.steps), None, None, []
+        book.removals = []
         book.choices = [one for one in book.choices if one.what not in (LAYOUT, FLOAT16, ACTIVATIONS)]
         book.excluded = [spelling.spell_pass(one) for one in droppable(self)]
         book.choose("all passes", False, reason, worth)

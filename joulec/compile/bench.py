@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from joulec.backends.base import Backend
 from joulec.compile.orders import Inputs, Orders
@@ -58,6 +58,17 @@ class Book:
     points: list[Point] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+
+    def absorb(self, other: Book) -> None:
+        """Take over everything that another book holds."""
+        for one in fields(self):
+            held, found = getattr(self, one.name), getattr(other, one.name)
+            if isinstance(held, list):
+                held += found
+            elif isinstance(held, dict):
+                held |= found
+            elif found is not None:
+                setattr(self, one.name, found)
 
     def keep(self, outcome: Outcome) -> None:
         self.steps += outcome.steps
@@ -132,6 +143,16 @@ class Bench:
         """Run passes on a module, verified as every pipeline is; on `probes` where the inputs' own do not fit."""
         context = self.context(module, probes)
         return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
+
+    def carry_out(self, passes: Sequence[Pass], module: Module) -> Module:
+        """Run passes that stay whatever they are worth, and note what pruning has to say."""
+        if not passes:
+            return module
+        outcome = self.run(passes, module)
+        self.book.keep(outcome)
+        pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
+        self.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
+        return outcome.module
 
     def context(self, module: Module, probes: Sequence[Feed] | None = None) -> Context:
         """What passes on this module may use."""

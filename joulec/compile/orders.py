@@ -42,6 +42,7 @@ class Orders:
         keep_float: patterns of node names or operator types that no quantization touches, whoever chooses it.
         float16: insist on 16-bit floats where the target has kernels, forbid them, or leave it to joulec.
         search_seconds: how long joulec may look for the operators that are worth quantizing.
+        prune: whether joulec may remove channels and residual blocks by itself, where that spends the budget better.
         tune: what the session is tuned for: the time of an inference, or its energy; None leaves it as it is.
     """
 
@@ -54,6 +55,7 @@ class Orders:
     search_seconds: float = SEARCH_SECONDS
     float16: bool | None = None
     tune: str | None = None
+    prune: bool = False
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
@@ -68,6 +70,8 @@ class Orders:
             raise InputError("--keep-float: write one pattern a time, e.g. --keep-float 'conv_1*' --keep-float Softmax")
         if self.passes is None:
             return
+        if self.prune:
+            raise InputError("--prune and --passes: write prune-blocks,prune-channels into --passes instead")
         if self.sparsity is not None:
             raise InputError("--sparsity and --passes: write prune-magnitude{sparsity=...} into --passes instead")
         if self.int8 is False and any(quantizes(one) for one in self.passes):
@@ -85,7 +89,7 @@ class Orders:
     @property
     def prunes(self) -> bool:
         """Whether weights are to be removed."""
-        return self.sparsity is not None or any(one.prunes for one in self.passes or ())
+        return self.prune or self.sparsity is not None or any(one.prunes for one in self.passes or ())
 
     def spelled(self) -> tuple[str, ...]:
         """The orders in the spelling of the command line, for the report."""
@@ -98,6 +102,7 @@ class Orders:
             said.append("--int8" if self.int8 else "--no-int8")
         if self.float16 is not None:
             said.append("--float16" if self.float16 else "--no-float16")
+        said += ["--prune"] if self.prune else []
         said += [f"--keep-float {pattern}" for pattern in self.keep_float]
         if self.tune is not None:
             said.append(f"--tune {self.tune}")
