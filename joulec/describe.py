@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from joulec.energy.model import Estimate, compare
 from joulec.energy.profile import DeviceProfile
 from joulec.ir import walk
 from joulec.ir.module import Module
+from joulec.ir.module import tensors as stored_tensors
 from joulec.passes.pipeline import Step
 from joulec.report.data import (
     MAX_REFUSALS,
@@ -29,6 +31,10 @@ from joulec.report.data import (
 
 if TYPE_CHECKING:
     from joulec.compiler import Compiled
+
+
+LARGEST = 1 << 30
+"""Bytes of weights that are compressed to say what zeros save, at most: half a minute."""
 
 
 def step_report(step: Step, dropped: str | None = None) -> StepReport:
@@ -86,6 +92,14 @@ def sparsity(module: Module) -> tuple[Sparsity, ...]:
     return tuple(Sparsity(name, int(module.masks[name].sum()), module.masks[name].size) for name in names)
 
 
+def compressed(module: Module) -> int | None:
+    """Bytes of the weights behind deflate; None where there are more than `LARGEST`, which would take long."""
+    if module.weight_bytes() > LARGEST:
+        return None
+    squeezing = zlib.compressobj()
+    return sum(len(squeezing.compress(one.tobytes())) for one in stored_tensors(module.model)) + len(squeezing.flush())
+
+
 def report(
     base: Module, compiled: Compiled, *, target: str, device: str, orders: tuple[str, ...], model: str, status: str
 ) -> Report:
@@ -109,6 +123,8 @@ def report(
         costs=compiled.decisions.costs,
         tensors=tensors(compiled.module),
         sparsity=sparsity(compiled.module),
+        compressed_before=compressed(base) if compiled.module.masks else None,
+        compressed_after=compressed(compiled.module) if compiled.module.masks else None,
         notes=(*base.origin.notes, *foreign_notes(base), *compiled.notes),
     )
 

@@ -51,14 +51,14 @@ def layout(compiled: Compiled) -> list[bool]:
 def test_whole_blocks_that_are_faster_are_kept(model: Module) -> None:
     compiled = compiler(model, 1.0).compile()
     assert (width(compiled.module), layout(compiled)) == (16, [True])
-    assert "align-channels" in [step.spelling for step in compiled.steps]
+    assert "align-channels" in [step.spelling.split("{")[0] for step in compiled.steps]
 
 
 @pytest.mark.parametrize("aligned", [2.0, 3.0])
 def test_whole_blocks_that_are_not_faster_are_dropped_and_said(model: Module, aligned: float) -> None:
     compiled = compiler(model, aligned).compile()
     assert (width(compiled.module), layout(compiled)) == (12, [False])
-    (dropped,) = [step for step in compiled.decisions.dropped if step.spelling == "align-channels"]
+    (dropped,) = [step for step in compiled.decisions.dropped if step.spelling.startswith("align-channels")]
     assert "the speed of the model without" in str(dropped.reason)
 
 

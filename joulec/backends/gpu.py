@@ -63,7 +63,7 @@ class GpuBackend(Backend):
 class CudaBackend(GpuBackend):
     """Float32: the CUDA provider has no integer kernels for Q/DQ graphs and computes them in float."""
 
-    target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100", halves=HALVES)
+    target = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100", halves=HALVES, channel_block=8)
     provider_options = frozenset(
         {"cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph", "fuse_conv_bias"}
     )
@@ -92,7 +92,9 @@ class CudaBackend(GpuBackend):
 class TensorRtBackend(GpuBackend):
     """Float32, or symmetric s8 Q/DQ with float bias, the form that TensorRT accepts."""
 
-    target = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}), HALVES)
+    target = Target(
+        "tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100", frozenset({"2:4"}), HALVES, 32
+    )
     provider_options = frozenset(
         {
             "trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable", "trt_builder_optimization_level",

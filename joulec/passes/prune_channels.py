@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir as ir
 
 from joulec.errors import CheckError
 from joulec.ir.module import Module
@@ -23,6 +24,7 @@ from joulec.passes._refit import refit, said
 from joulec.passes._statistics import NO_DATA, has_data
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.equivalence import Equivalence
+from joulec.passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class PruneChannels(Pass):
     Channels that additions, concatenations, splits, depthwise and grouped convolutions, normalizations or shared
     weights tie together go together; hidden units of MLPs and attention heads are channels too. A group that reaches
     an input or output of the model, or an operator that nobody knows how to cut, stays, with the reason. Widths are
-    rounded to what kernels like. Without a ratio joulec chooses what goes of each group, as far as `--max-drop` allows.
-    With calibration data those channels go that the others can stand in for best, and
-    whatever reads them is corrected by least squares.
+    rounded to what the target's kernels take at once: 16 channels on CPUs with AVX-512 and 8 on others, 8 on tensor
+    cores in 16 bits and 32 in INT8. Without a ratio joulec chooses what goes of each group, as far as `--max-drop`
+    allows. With calibration data those channels go that the others can stand in for best, and whatever reads them is
+    corrected by least squares.
     """
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
@@ -45,14 +48,16 @@ class PruneChannels(Pass):
     groups: tuple[str, ...] = option(
         (), 'shares for single groups, "NAME=SHARE;..."; NAME is an operator that makes them'
     )
-    multiple: int = option(16, "round widths to multiples of this, or of its halves where that is too coarse")
+    multiple: int | None = option(
+        None, "round widths to multiples of this, or of its halves where that is too coarse; none: the target's block"
+    )
     dead: bool = option(False, "remove only channels whose weights are all zero, which changes nothing")
     correct: bool = option(True, "correct what reads the channels by least squares on the data, where there are any")
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio must lie in [0, 1), not {self.ratio:g}")
-        if not 1 <= self.multiple <= 1024:
+        if self.multiple is not None and not 1 <= self.multiple <= 1024:
             raise ValueError(f"multiple must lie between 1 and 1024, not {self.multiple}")
         if self.dead and (self.ratio is not None or self.groups):
             raise ValueError("give ratio or dead, not both")
@@ -94,7 +99,7 @@ class PruneChannels(Pass):
             CheckError: it does not; the pass is rolled back.
         """
         whole = module.clone()
-        notes = self._correct(module, gone, rewriter, context, found)
+        notes = [*self._correct(module, gone, rewriter, context, found), *_masked(module, labels, gone, rewriter)]
         reference = without(module, labels, gone)
         cut(module, labels, gone, rewriter)
         notes += self._compared(module, reference, context)
@@ -149,16 +154,16 @@ class PruneChannels(Pass):
             unread = idle(labels)
             dead = [group.units[unread[group.units]] for group in groups]
             return [one[: group.units.size - 1] for one, group in zip(dead, groups, strict=True)]
-        counts = [min(self._count(group), group.units.size - 1) for group in groups]
+        counts = [min(self._count(group, context.target), group.units.size - 1) for group in groups]
         return [one.units for one in rankings(module, context, labels, groups, counts, found)]
 
-    def _count(self, group: Group) -> int:
+    def _count(self, group: Group, target: Target) -> int:
         """How many units go, so that what stays is a width that kernels like."""
         total, ratio = group.units.size, self.share_of(group)
         wanted = total * (1 - ratio)
         if group.width != total:
             return total - max(1, round(wanted))
-        return total - rounded(wanted, total, self.multiple)
+        return total - rounded(wanted, total, self.multiple or target.channel_block)
 
     def share_of(self, group: Group) -> float:
         """The share of a group that shall go."""
@@ -172,6 +177,18 @@ class PruneChannels(Pass):
             yield "no group of channels can be cut here; the refusals say why"
         else:
             yield f"{lost} of {total} channels removed from {len(gone)} of {len(groups)} groups"
+
+
+def _masked(module: Module, labels: Labels, gone: Array, rewriter: Rewriter) -> list[str]:
+    """Say which weights are not corrected because masks hold zeros in them."""
+    held: dict[str, ir.Node] = {}
+    for one in labels.sums:
+        read, name = labels.axes[id(one.weight)][one.weight_axis], one.weight.name or ""
+        if name in module.masks and read is not None and np.isin(labels.roots(read), gone).any():
+            held.setdefault(name, one.node)
+    for name, node in held.items():
+        rewriter.refuse("make-up", node, f"'{name}' is under a mask, whose zeros must stay")
+    return [f"{len(held)} weights under masks read removed channels and are not corrected"] if held else []
 
 
 def rounded(wanted: float, total: int, multiple: int) -> int:

@@ -39,6 +39,7 @@ class Target:
         sparse_kernels: weight patterns whose zeros its kernels skip, e.g. `2:4`; empty for none.
         device: the device profile that prices it unless the user names another.
         halves: the 16-bit floats that its kernels compute in.
+        channel_block: how many channels its kernels take at once, so that widths are best whole multiples of it.
     """
 
     name: str
@@ -49,3 +50,4 @@ class Target:
     device: str
     sparse_kernels: frozenset[str] = frozenset()
     halves: frozenset[str] = frozenset()
+    channel_block: int = 16

@@ -297,6 +297,8 @@ class Report(Data):
         max_energy: the most joules per inference that the user allowed.
         costs: what single operators cost in accuracy, where there was time to measure it.
         tensors: calibrated activations of the artefact.
+        compressed_before, compressed_after: bytes of the weights behind deflate, where masks put zeros into them; None
+            elsewhere, and where there are more than 1 GiB of weights.
     """
 
     joulec: str
@@ -326,6 +328,8 @@ class Report(Data):
     max_energy: float | None = None
     costs: tuple[Cost, ...] = ()
     tensors: tuple[Tensor, ...] = ()
+    compressed_before: int | None = None
+    compressed_after: int | None = None
 
     def without_timings(self) -> Report:
         """The same report with every measured time left out: what must be identical on a rebuild."""

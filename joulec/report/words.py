@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from joulec.report import units
@@ -58,8 +58,19 @@ def facts(report: Report) -> list[Fact]:
             units.size(report.size_before),
             units.size(report.size_after),
         ),
+        _compressed(report.compressed_before, report.compressed_after),
     ]
     return [row for row in rows if row is not None]
+
+
+def _compressed(before: int | None, after: int | None) -> Fact | None:
+    """What zeros without a pattern save, beside what they do not."""
+    if before is None or after is None:
+        return None
+    return replace(
+        _counted("weights, compressed", before, after, units.size(before), units.size(after)),
+        how="deflated, as zip and gzip do; what zeros without a pattern save is this",
+    )
 
 
 def accuracy(found: Accuracy) -> Fact:

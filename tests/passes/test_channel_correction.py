@@ -125,8 +125,10 @@ def test_masked_weights_keep_their_zeros(runner: Runner) -> None:
     masked = numbers(module, "w") * mask
     module = model(MLP, u=numbers(module, "u"), b=numbers(module, "b"), w=masked)
     module.masks["w"] = mask
-    after = prune(module, runner, feeds((1, 12)), ratio=0.5).module
-    assert not np.any(numbers(after, "w")[~after.masks["w"]])
+    outcome = prune(module, runner, feeds((1, 12)), ratio=0.5)
+    assert not np.any(numbers(outcome.module, "w")[~outcome.module.masks["w"]])
+    assert "1 weights under masks read removed channels and are not corrected" in outcome.steps[0].result.notes
+    assert "'w' is under a mask, whose zeros must stay" in [one.reason for one in outcome.steps[0].result.refusals]
 
 
 @pytest.mark.parametrize("text", ["groups=a", "groups=a=1", "dead=true,groups=a=0.5"])

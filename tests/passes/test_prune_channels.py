@@ -11,8 +11,11 @@ import onnx_ir as ir
 import pytest
 from pruning_kit import TARGET, compute, model, numbers, run
 
+from joulec.backends import backend
+from joulec.backends.cpu import channel_block
 from joulec.data import synthetic_feeds
 from joulec.errors import InputError
+from joulec.ir.machine import cpu_flags
 from joulec.ir.module import Module
 from joulec.ir.runner import LocalRunner, Runner
 from joulec.passes.base import Context
@@ -195,6 +198,20 @@ def test_the_weakest_go(runner: Runner) -> None:
 )  # fmt: skip
 def test_widths(wanted: float, total: int, multiple: int, width: int) -> None:
     assert rounded(wanted, total, multiple) == width
+
+
+@pytest.mark.parametrize(("name", "width"), [("cuda", 168), ("tensorrt", 160)])
+def test_widths_are_blocks_of_the_target(name: str, width: int, runner: Runner) -> None:
+    """Of 256 channels about 168 stay: tensor cores take 8 at once in 16 bits, and 32 in INT8."""
+    module = model(IMAGE + "(float[N, 4, 6, 6] y) { a = Conv(x, u) y = Conv(a, v) }", u=(256, 3, 1, 1), v=(4, 256, 1, 1))
+    outcome = run(module, PruneChannels(ratio=0.34375), context=Context(target=backend(name).target))
+    assert shapes(outcome.module)["u"][0] == width
+
+
+def test_a_block_of_the_cpu_is_a_vector_register() -> None:
+    flags = [{"avx2", "avx512f"}, {"avx2"}, {"asimddp"}]
+    assert [channel_block(one) for one in flags] == [16, 8, 16]
+    assert backend("cpu").target.channel_block == channel_block(cpu_flags())
 
 
 @pytest.mark.parametrize("text", ["ratio=1", "ratio=-0.1", "multiple=0", "ratio=0.5,dead=true"])

@@ -36,6 +36,7 @@ def test_keys_that_others_rely_on():
         "joulec", "model", "format", "target", "device", "status", "orders", "steps", "decisions", "nodes_before",
         "nodes_after", "size_before", "size_after", "accuracy", "latency", "energy", "checks", "sparsity", "notes",
         "parity", "files", "directory", "points", "shapes", "max_energy", "costs", "tensors",
+        "compressed_before", "compressed_after",
     ]  # fmt: skip
     assert list(report().to_json()["steps"][0]) == [
         "spelling", "fidelity", "status", "rewrites", "rules", "refusals", "refusal_count", "notes", "nodes_before",
