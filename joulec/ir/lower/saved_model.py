@@ -39,18 +39,25 @@ _FILE_NAME = re.compile(
 _SAVER_NAME = re.compile(r"__inference__traced_(save|restore)_\d+")
 
 
-def from_directory(path: Path, trust_code: bool) -> tuple[Module, Any]:
+def from_directory(path: Path, folder: Path, trust_code: bool = False) -> tuple[Module, Any]:
     """Lower the serving signature.
+
+    Args:
+        path: the SavedModel.
+        folder: where to write one without an optimizer's state, if need be.
+        trust_code: allow operators that touch files, network or Python.
 
     Raises:
         InputError: links that lead outside, operators that touch files, network or Python, or no signature.
     """
     _refuse_links(path)
     tf = tensorflow()
+    proto = _read(path)
     if not trust_code:
-        _refuse_operators(path)
+        _refuse_operators(proto, path)
+    source = _without_training_state(proto, path, folder)
     try:
-        loaded = tf.saved_model.load(str(path))
+        loaded = tf.saved_model.load(str(source))
     except Exception as error:
         raise InputError(f"{path}: TensorFlow cannot load it: {first_line(error)}") from error
     if SIGNATURE not in loaded.signatures:
@@ -79,7 +86,7 @@ def _refuse_links(path: Path) -> None:
                 raise InputError(f"{file}: not a regular file; refused")
 
 
-def _refuse_operators(path: Path) -> None:
+def _read(path: Path) -> Any:
     from tensorflow.core.protobuf import saved_model_pb2
 
     proto = saved_model_pb2.SavedModel()
@@ -87,6 +94,30 @@ def _refuse_operators(path: Path) -> None:
         proto.ParseFromString((path / "saved_model.pb").read_bytes())
     except Exception as error:
         raise InputError(f"{path}: saved_model.pb is damaged ({first_line(error)})") from error
+    return proto
+
+
+def _without_training_state(proto: Any, path: Path, folder: Path) -> Path:
+    """The SavedModel, or a copy that has no slots of an optimizer and borrows all else.
+
+    Slots (momentum and the like) are revived through the optimizer's class. Keras 2 wrote it, TensorFlow no longer
+    knows it, and the whole model fails to load for the sake of what no signature reads.
+    """
+    owners = [node for meta in proto.meta_graphs for node in meta.object_graph_def.nodes if node.slot_variables]
+    if not owners:
+        return path
+    for node in owners:
+        del node.slot_variables[:]
+    copy = folder / "saved_model"
+    copy.mkdir()
+    for part in path.iterdir():
+        if part.name != "saved_model.pb":
+            (copy / part.name).symlink_to(part.resolve())
+    (copy / "saved_model.pb").write_bytes(proto.SerializeToString())
+    return copy
+
+
+def _refuse_operators(proto: Any, path: Path) -> None:
     for meta in proto.meta_graphs:
         graph = meta.graph_def
         for asset in meta.asset_file_def:

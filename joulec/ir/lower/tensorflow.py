@@ -186,6 +186,7 @@ def lower_function(
     _trim_identities(model)
     model.graph.outputs[:] = sorted(model.graph.outputs, key=lambda value: order.index(str(value.name)))
     module = read(ir.to_proto(model))
+    refuse_unknown(module, "the model")
     module.origin = Origin(kind, None, module.origin.notes)
 
     def run(feed: dict[str, Array]) -> dict[str, Array]:
@@ -224,6 +225,22 @@ def _convert(concrete: Any) -> onnx.ModelProto:
         return proto
     except Exception as error:
         raise InputError(f"tf2onnx cannot convert the model: {first_line(error)}") from error
+
+
+def refuse_unknown(module: Module, source: object) -> None:
+    """Stop where tf2onnx passed on an operator that it does not know under its old name.
+
+    Args:
+        module: what tf2onnx made.
+        source: what it made it of, for the message.
+
+    Raises:
+        InputError: such operators, by name.
+    """
+    operators = {node.op_type for node in walk.nodes(module.model) if node.domain in walk.ONNX_DOMAINS}
+    unknown = sorted(name.removeprefix("TFL_") for name in operators if not onnx.defs.has(name))
+    if unknown:
+        raise InputError(f"{source}: tf2onnx knows no ONNX operators for {', '.join(unknown)}")
 
 
 def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:

@@ -33,11 +33,11 @@ def lower_file(path: str, kind: str, folder: str, trust_code: bool) -> dict[str,
     elif kind == "saved-model":
         from joulec.ir.lower.saved_model import from_directory
 
-        module, run, quantized = *from_directory(source, trust_code), False
+        module, run, quantized = *from_directory(source, Path(folder), trust_code), False
     else:
         from joulec.ir.lower.tflite import from_flatbuffer
 
-        module, run, quantized = from_flatbuffer(source, trust_code)
+        module, run, quantized = from_flatbuffer(source, Path(folder), trust_code)
     return _answer(module, check(module, run, quantized=quantized), folder)
 
 
