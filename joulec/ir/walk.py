@@ -23,6 +23,12 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from list(_nested(root))  # a list first: callers change graphs while they walk
 
 
+def nodes_within(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of `graph`, and those of all graphs nested in them."""
+    for one in (graph, *_nested(graph)):
+        yield from one
+
+
 def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
     """The graphs inside the nodes of `graph`; several times faster than onnx_ir's general iterator."""
     for node in graph:

@@ -28,6 +28,21 @@ def test_unused_nodes_initializers_and_functions_go(parse: Parse) -> None:
     assert [value.name for value in module.graph.inputs] == ["x", "unused"]
 
 
+def test_arguments_that_a_function_no_longer_reads_are_not_passed(parse: Parse) -> None:
+    """ONNX Runtime refuses four bits for an input of a function whose body says nothing of its type."""
+    inner = '<domain: "own", opset_import: ["" : 24]> inner (a, b, s) => (c) { d = DequantizeLinear(a, s) c = Neg(b) }'
+    outer = '<domain: "own", opset_import: ["" : 24, "own" : 1]> outer (a, b, s) => (c) { c = own.inner(a, b, s) }'
+    module = parse(
+        "agraph (float[4] x) => (float[4] y) <float s = {1.0}> "
+        "{ z = Constant<value = uint4 {0}>() q = QuantizeLinear(x, s, z) y = own.outer(q, x, s) }", 24,
+        f"{inner}\n{outer}",
+    )  # fmt: skip
+    apply(module, EliminateDeadCode())
+    (call,) = module.graph
+    assert [value and value.name for value in call.inputs] == [None, "x", None]
+    assert not module.graph.initializers
+
+
 def test_a_dead_if_releases_what_its_branches_captured(parse: Parse) -> None:
     module = parse(
         """agraph (bool c, float[4] x) => (float[4] y) {
