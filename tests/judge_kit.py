@@ -184,8 +184,9 @@ def _draws_of(
     for node in reversed(nodes):
         if live.isdisjoint(node.output):
             continue
-        live.update(node.input)
-        most = 0
+        called = functions.get((node.domain, node.op_type))
+        most, needed = (0, None) if called is None else _draws_of(called.node, set(called.output), functions, false)
+        live.update(node.input if called is None or needed is None else _passed(node, called, needed))
         for body in (a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH):
             pairs = (
                 zip(body.output, node.output, strict=False) if node.op_type == "If" else ((v, "") for v in body.output)
@@ -195,11 +196,13 @@ def _draws_of(
             )
             live.update(needed)
             most = max(most, inner)
-        called = functions.get((node.domain, node.op_type))
-        if called is not None:
-            most += _draws_of(called.node, set(called.output), functions, false)[0]
         count += most + _draws(node, false)
     return count, live
+
+
+def _passed(call: onnx.NodeProto, called: onnx.FunctionProto, needed: set[str]) -> list[str]:
+    """The arguments that the function's outputs depend on."""
+    return [given for given, name in zip(call.input, called.input, strict=False) if name in needed]
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

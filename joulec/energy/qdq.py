@@ -123,14 +123,16 @@ def _data_inputs(node: ir.Node) -> Sequence[ir.Value | None]:
 
 
 def _redundant_clip(plan: Plan, node: ir.Node) -> bool:
-    """DQ -> Relu -> Q that the quantizer's own range already does: nothing runs."""
+    """Relu -> Q, or Clip -> Q, that the quantizer's own range already does: nothing runs."""
     quantize = plan.follower(node.outputs[0])
-    if _dequantized(plan, node.inputs[0]) is None or not is_quantize(quantize) or quantize is None:
+    if not is_quantize(quantize) or quantize is None:
         return False
     if not absorbs(plan, node, quantize):
         return False
+    integers = _dequantized(plan, node.inputs[0]) is not None
     plan.bypass(node, "removed: the quantizer's range does it")
-    _merge_pairs(plan, quantize)
+    if integers:
+        _merge_pairs(plan, quantize)
     return True
 
 

@@ -48,7 +48,7 @@ def _erase_nodes(dead: deque[ir.Node], rewriter: Rewriter) -> None:
 
 
 def _unread_arguments(module: Module) -> Iterator[tuple[ir.Node, int]]:
-    """What calls pass to functions that do not read it, asked anew for each: those that are called before their callers.
+    """What calls pass to functions that do not read it, asked anew for each: callers behind what they call.
 
     ONNX Runtime refuses an argument of four bits whose type the body does not tell.
     """

@@ -107,7 +107,10 @@ class _Support:
     def _supported(self, block: Block) -> bool:
         useful = id(block) in self.useful
         made = [self._made_by_kept(value) for value in block.inputs]
-        near = [one or id(value) in self.computed_on for one, value in zip(made, block.inputs, strict=True)]
+        near = [
+            one or (id(value) in self.computed_on and block.node.op_type not in SLOW_ALONE)
+            for one, value in zip(made, block.inputs, strict=True)
+        ]
         integers = all(near) or (any(near) and _rest_is_small(block.inputs, near))
         if integers and (useful or (all(made) and _costs_nothing(block))):
             return True
@@ -128,6 +131,9 @@ def _costs_nothing(block: Block) -> bool:
     """
     return block.kind in ("movement", "rescale") or (block.node.op_type == "Add" and len(block.operands) == 2)
 
+
+SLOW_ALONE = frozenset({"MaxPool"})
+"""Operators whose integer kernel is fast only on what an integer kernel made (`passes/_shields.py`)."""
 
 SMALL = 16
 """An operand this many times smaller than its sibling (the gate of a channel) is worth quantizing for it."""

@@ -37,6 +37,7 @@ WEIGHTS = {
     "rows": np.ones((4, 16), np.float32),
     "lo": np.float32(0),
     "hi": np.float32(6),
+    "full": np.float32(255 * 0.05),
     "ch": np.arange(1, 17, dtype=np.float32).reshape(1, 16, 1, 1),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
     "last": np.array([-1], np.int64),
@@ -55,6 +56,8 @@ QCONV = QX + "W = DequantizeLinear<axis=0>(wq, ws, wz) B = DequantizeLinear<axis
 QMAT = QX + "W = DequantizeLinear<axis=1>(mwq, ws, wz) "
 QBIAS = "B = DequantizeLinear<axis=0>(bq, bs, bz) "
 OUT = " o = QuantizeLinear(c, s, z) y = DequantizeLinear(o, s, z)"
+POOL = "p = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) "
+UNQUANTIZED = "y = DequantizeLinear(q, s, z)"
 SAME = "<pads=[1,1,1,1]>"
 SPELLED_NORM = (
     "m = ReduceMean<keepdims=1>(x, last) c = Sub(x, m) q = Pow(c, two) v = ReduceMean<keepdims=1>(q, last) "
@@ -151,6 +154,8 @@ CASES = {
         f"t = Transpose<perm=[0,3,1,2]>(x) c = Conv{SAME}(t, w, b) u = Transpose<perm=[0,2,3,1]>(c) v = Relu(u) "
         f"k = Transpose<perm=[0,3,1,2]>(v) l = Conv{SAME}(k, w, b) y = Transpose<perm=[0,2,3,1]>(l)",
     ),
+    "clip to the quantizer's range": (IMAGE, POOL + "c = Clip(p, lo, full) q = QuantizeLinear(c, s, z) " + UNQUANTIZED),
+    "clip of less than that": (IMAGE, POOL + "c = Clip(p, lo, hi) q = QuantizeLinear(c, s, z) " + UNQUANTIZED),
 }  # fmt: skip
 
 

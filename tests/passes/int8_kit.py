@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ def kernels(module: Module, folder: Path) -> Counter[str]:
     settings.optimized_model_filepath = str(folder / "optimized.onnx")
     ort.InferenceSession(inline_proto(module.model).SerializeToString(), settings, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def types_read(module: Module, feed: Feed, folder: Path, op: str) -> set[str]:
+    """Element types of what the kernels of `op` read first, by ONNX Runtime's profiler."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level, settings.enable_profiling = 4, True
+    settings.profile_file_prefix = str(folder / "profile")
+    model = inline_proto(module.model).SerializeToString()
+    session = ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    session.run(None, dict(feed))
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    told = (one["args"] for one in events if one["name"].endswith("_kernel_time"))
+    return {next(iter(one["input_type_shape"][0])) for one in told if one["op_name"] == op}
 
 
 def run(module: Module, feed: Feed) -> dict[str, Any]:

@@ -79,6 +79,40 @@ def test_what_ends_in_float_needs_no_shield():
     assert not any(node.name and node.name.endswith("_shield") for node in whole.graph)
 
 
+POOLED = """g (float[N,3,8,8] x) => (float[N,4,4,4] y) {
+  a = Conv<pads=[1,1,1,1]>(x, w1)  r = Relu(a)  p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+  y = Conv<pads=[1,1,1,1]>(p, w2)
+}"""
+
+
+def test_a_pooling_of_floats_stays_one(tmp_path: Path):
+    """ONNX Runtime moves a QuantizeLinear in front of MaxPool, whose kernel for eight bits is 70 times as slow."""
+    module = kit.build(POOLED, kit.random(0, w1=(6, 3, 3, 3), w2=(4, 6, 3, 3)))
+    made, _ = kit.quantized(module, kit.feeds(**IMAGE), keep_float=("a",))
+    assert kit.types_read(made, kit.feeds(**IMAGE)[0], tmp_path, "MaxPool") == {"float"}
+    found = kit.kernels(made, tmp_path)
+    assert found["QLinearConv"] == 1 and found["QuantizeLinear"] == 1 and not found["Clip"], found
+    assert kit.relative_error(module, made, kit.feeds(**IMAGE)) < 0.03
+
+
+def test_a_pooling_of_integers_needs_no_shield(tmp_path: Path):
+    module = kit.build(POOLED, kit.random(0, w1=(6, 3, 3, 3), w2=(4, 6, 3, 3)))
+    made, _ = kit.quantized(module, kit.feeds(**IMAGE))
+    assert not any(node.op_type == "Clip" for node in made.graph)
+    assert kit.types_read(made, kit.feeds(**IMAGE)[0], tmp_path, "NhwcMaxPool") == {"uint8"}
+
+
+def test_a_pooling_beside_a_convolution_stays_float(tmp_path: Path):
+    """Both read what is computed in float: the integers that the convolution asks for are in no NHWC layout."""
+    graph = """g (float[N,3,8,8] x) => (float[N,10,8,8] y) {
+      a = Conv<pads=[1,1,1,1]>(x, w1)  r = Relu(a)  c = Conv<pads=[1,1,1,1]>(r, w2)
+      p = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(r)  d = Conv(p, w3)  k = Concat<axis=1>(c, d)  y = Relu(k)
+    }"""
+    module = kit.build(graph, kit.random(0, w1=(6, 3, 3, 3), w2=(4, 6, 3, 3), w3=(6, 6, 1, 1)))
+    made, _ = kit.quantized(module, kit.feeds(**IMAGE), keep_float=("a",))
+    assert kit.types_read(made, kit.feeds(**IMAGE)[0], tmp_path, "MaxPool") == {"float"}
+
+
 ENDS = {
     "Gemm, Relu": ("a = Gemm<transB=1>(x, w, b)  r = Relu(a)", "QGemm"),
     "Gemm, Clip": ("a = Gemm<transB=1>(x, w, b)  r = Clip(a, lo, hi)", "QGemm"),
