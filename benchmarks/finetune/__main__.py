@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,14 @@ def page(data: dict[str, Any]) -> str:
     head = "| model | float | channels | accuracy untrained | accuracy tuned | speed tuned | file |"
     sparse = "| model | accuracy | 80 % at once | 80 % tuned | speed |"
     found = data["models"]
+    missing = [case.name for case in cases() if case.name not in found]
     return "\n\n".join([
         "# Pruning with fine-tuning",
         "Written by `python benchmarks/finetune`, which says what is measured and how.",
         f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
         f"Points of accuracy are on {TEST} test rows, so one row is {100 / TEST:.2f} points. Speed is against the "
         "unpruned model behind the same exact passes, both float, one thread, batch 1, with the 95 % interval.",
+        f"Not measured in this run: {', '.join(missing)}." if missing else "All models were measured in this run.",
         "## Channels removed",
         "\n".join([head, "| --- | --- | --- | --- | --- | --- | --- |", *(_cut(n, f) for n, f in found.items())]),
         f"The bar is {BAR}x within one point, for models whose float form takes a millisecond or more; the small one "
@@ -158,17 +161,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
     given = parser.parse_args(arguments)
     os.environ.setdefault("PYTHONPATH", str(ROOT))
-    models = {}
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"models": {}}
     for case in cases():
-        if not given.cases or any(part in case.name for part in given.cases):
-            models[case.name] = one(case)
-            print(f"{_cut(case.name, models[case.name])}\n{_sparse(case.name, models[case.name])}", flush=True)
-    if given.no_write:
-        return
-    kept = {"command": "python benchmarks/finetune", "cpu": cpu(), "versions": versions(), "models": models}
+        if given.cases and not any(part in case.name for part in given.cases):
+            continue
+        started = time.monotonic()
+        found = one(case)
+        print(f"{_cut(case.name, found)}\n{_sparse(case.name, found)}", flush=True)
+        print(f"{case.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        kept["models"][case.name] = found
+        if not given.no_write:
+            write(kept)
+
+
+def write(kept: dict[str, Any]) -> None:
+    """Results and page, with the cases that are measured so far in the order of the table."""
+    found = kept["models"]
+    kept["models"] = {case.name: found[case.name] for case in cases() if case.name in found}
+    kept |= {"command": "python benchmarks/finetune", "cpu": cpu(), "versions": versions()}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(kept), encoding="utf-8")
-    print(f"\n{RESULTS.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}")
+    print(f"{RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def quantized(tool: str, place: Path, seconds: float) -> dict[str, Any]:
         order = [str(model), "-o", str(place / tool), "--data", str(data), *metric, "--max-drop", drop, "--remeasure"]
         return result([*ours("optimize"), *order], seconds, place)
     peer = next(peer for peer in PEERS if peer.name == tool)
-    return peer.quantize(model, data, output(tool, place), seconds)
+    return peer.made(model, data, output(tool, place), seconds)
 
 
 def ours(command: str) -> list[str]:

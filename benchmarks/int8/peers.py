@@ -23,10 +23,12 @@ class Peer:
     Attributes:
         name: what `quantize.py` and the table call it.
         packages: what its environment needs; empty where joulec's own has it.
+        worker: the script that runs it.
     """
 
     name: str
     packages: tuple[str, ...] = ()
+    worker: Path = WORKER
 
     @property
     def python(self) -> Path:
@@ -39,12 +41,12 @@ class Peer:
             venv.create(ENVIRONMENTS / self.name, with_pip=True)
             subprocess.run([str(self.python), "-m", "pip", "install", "-q", *self.packages], check=True)
 
-    def quantize(self, model: Path, data: Path, out: Path, seconds: float) -> dict[str, Any]:
+    def made(self, model: Path, data: Path, out: Path, seconds: float) -> dict[str, Any]:
         """What the worker printed, or `{"error": why}`."""
         if not self.python.is_file():
             return {"error": "not installed"}
         out.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(self.python), "-W", "ignore", str(WORKER), self.name, str(model), str(data), str(out)]
+        command = [str(self.python), "-W", "ignore", str(self.worker), self.name, str(model), str(data), str(out)]
         return result(command, seconds, out.parent)
 
     def version(self) -> str | None:

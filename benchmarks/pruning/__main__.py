@@ -3,9 +3,10 @@
     make bench-pruning                          (everything; trains first; writes docs/pruning-benchmark.md)
     python benchmarks/pruning --cases cnn mlp --no-write
 
-Trained networks are pruned on their training rows by joulec's command line: channels with `--max-drop 0.01`, where
-joulec chooses how many of each group go, judged by the validation rows; and half of the weights by magnitude, of each
-tensor or of all together, with and without the correction of those that stay. What the table calls accuracy is that on
+Trained networks are pruned on their training rows by joulec's command line: half of the weights by magnitude, of each
+tensor or of all together, with and without the correction of those that stay; and with `--max-drop 0.01`, judged by
+the validation rows, channels, residual blocks and then channels, and with `--prune` whatever spends that one point
+best, INT8 included. torch-pruning gets the same network and the same point. What the tables call accuracy is that on
 test rows that nothing of this saw.
 Architectures have random weights: 30 % of the channels of every group go, and what counts is that the model is valid,
 its outputs have their shapes, and operations and time fall. Times are paired, in turns in one process, one thread,
@@ -18,6 +19,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ import onnxruntime as ort
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "int8"))
 from judge import speed
+from peers import Peer
 from simplify_models import sources
 
 import joulec
@@ -43,13 +46,28 @@ ARCHITECTURES = (
     "keras ResNet50", "keras MobileNetV2", "keras EfficientNetV2B0", "light densenet121", "light inception v2",
     "light shufflenet",
 )  # fmt: skip
+SEARCH = ("--search-budget", "3min")
 WAYS = {
     "half of the weights": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor,correct=false}"),
     "half, corrected": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor}"),
     "half of all, corrected": ("--passes", "prune-magnitude{sparsity=0.5}"),
-    "channels": ("--passes", "prune-channels", "--search-budget", "10min"),
+    "channels": ("--passes", "prune-channels", *SEARCH),
+    "blocks, channels": ("--passes", "prune-blocks,prune-channels", *SEARCH),
+    "one budget": ("--prune", *SEARCH),
 }
-"""What the table calls it -> what joulec is ordered. The first, half of each tensor, is what other tools do."""
+"""What the tables call it -> what joulec is ordered. The first, half of each tensor, is what other tools do."""
+HALVES, SPENDING = list(WAYS)[:3], list(WAYS)[3:]
+"""Ways that zero weights, and ways that spend `--max-drop 0.01`; only these are timed."""
+DEEP = ("residual", "separable", "transformer")
+"""Networks that have residual blocks."""
+TORCH = "torch-pruning"
+PEER = Peer(
+    TORCH, ("torch-pruning==1.6.1", "torch==2.13.0", "onnx2torch==1.5.15", "onnx", "onnxscript"), HERE / "cut.py"
+)  # fmt: skip
+PEER_SECONDS = 600.0
+
+SAID = ("channels", "blocks", "budget")
+"""Decisions that are kept with the numbers."""
 
 METRIC = '''"""Share of the validation rows whose largest score is the right one."""
 
@@ -83,16 +101,31 @@ def trained(name: str) -> dict[str, Any]:
         (place / "done").touch()
     found: dict[str, Any] = {"accuracy": tested(place, place / "float.onnx"), "ways": {}}
     for way, orders in WAYS.items():
+        if way == "blocks, channels" and name not in DEEP:
+            continue
+        started = time.monotonic()
         found["ways"][way] = pruned(place, way, orders)
-        print(f"  {name:12} {way:20} {found['ways'][way]}", flush=True)
+        print(f"  {name:12} {way:20} {time.monotonic() - started:4.0f} s  {found['ways'][way]}", flush=True)
+    found["ways"][TORCH] = by_peer(place)
+    print(f"  {name:12} {TORCH:20} {found['ways'][TORCH]}", flush=True)
     return found
+
+
+def by_peer(place: Path) -> dict[str, Any]:
+    """The same network by torch-pruning, behind joulec's exact passes as the float model is."""
+    out = place / slug(TORCH) / "model.onnx"
+    made = PEER.made(place / "float.onnx", place / "calibration.npz", out.with_name("raw.onnx"), PEER_SECONDS)
+    if "error" not in made:
+        onnx.save(joulec.simplify(out.with_name("raw.onnx")), out)
+        made["accuracy"] = tested(place, out)
+    return made
 
 
 def timed(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """Times of all that was made of one model, in turns, beside what is known of it."""
     place = BUILD / slug(name)
     made = found.get("ways", {"cut": found})
-    done = [way for way, one in made.items() if "error" not in one]
+    done = [way for way, one in made.items() if "error" not in one and way not in HALVES]
     models = [place / slug(way) / "model.onnx" for way in done]
     for way, one in zip(done, speed(place, models), strict=True):
         made[way] |= {key: round(one[key], 4) for key in ("ratio", "low", "high", "ms")}
@@ -103,7 +136,7 @@ def timed(name: str, found: dict[str, Any]) -> dict[str, Any]:
 def pruned(place: Path, way: str, orders: Sequence[str]) -> dict[str, Any]:
     """One order carried out by the command line, and the result's accuracy."""
     out = place / slug(way)
-    drop = "0.01" if way == "channels" else "none"
+    drop = "0.01" if way in SPENDING else "none"
     command = [
         "optimize", str(place / "float.onnx"), "-o", str(out), *orders, "--max-drop", drop, "--remeasure",
         "--data", str(place / "calibration.npz"), "--metric", f"{place / 'metric.py'}:accuracy",
@@ -112,7 +145,7 @@ def pruned(place: Path, way: str, orders: Sequence[str]) -> dict[str, Any]:
     if done.returncode != 0:
         return {"error": done.stderr.strip().splitlines()[-1][:200]}
     report = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["report"]
-    said = next((one["reason"] for one in report["decisions"] if one["what"] == "channels"), "")
+    said = [f"{one['what']}: {one['reason']}" for one in report["decisions"] if one["what"].startswith(SAID)]
     return {"accuracy": tested(place, out / "model.onnx"), "validation_drop": report["accuracy"]["drop"], "said": said}
 
 
@@ -161,25 +194,51 @@ def page(data: dict[str, Any]) -> str:
         f"{data['cpu']['model']}, {data['cpu']['cores']} cores; {numbered}.",
         "Accuracy is that on 360 test images that neither training nor pruning saw, in percent; speed is the time of "
         "the model that came in over that of the result, one thread, batch 1.",
-        _trained_table(data["trained"]),
+        "## Half of the weights",
+        _halves_table(data["trained"]),
+        "No CPU kernel skips zeros: they save storage when compressed, and no time.",
+        "## One point for speed",
+        "Each column is accuracy and speed of the smallest model that loses at most one point on the validation rows. "
+        "*One budget* may also spend it on INT8; the others are float.",
+        _spending_table(data["trained"]),
         f"Not measured in this run: {', '.join(missing)}." if missing else "All networks were measured in this run.",
         "## Architectures, 30 % of the channels of every group removed",
         "Random weights: valid, and smaller; accuracy has no meaning here.",
         _architecture_table(data["architectures"]),
-        "torch-pruning is not beside them: it prunes torch modules by traces of their own, and these networks are "
-        "Keras and ONNX. What TensorFlow's Model Optimization Toolkit prunes by, magnitude without correction, is the "
-        "first column.",
+        "## Peers",
+        "torch-pruning prunes torch modules, so the networks reach it from ONNX by onnx2torch. It has one ratio for "
+        "all groups, of which the best in steps of 0.1 is taken, and no correction beside training, which it is made "
+        "for: without, a tenth of the channels chosen by magnitude can cost most of the accuracy, in joulec too "
+        "(`prune-channels{ratio=0.1,correct=false}`). TensorFlow's Model Optimization Toolkit (0.8.1, with tf_keras "
+        "2.21) refuses models of Keras 3; what it prunes by, magnitude, is the first column of the first table. "
+        "onnxsim has no pruning of weights: what it removes are operators ([simplify.md](simplify.md)).",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _trained_table(found: dict[str, Any]) -> str:
-    rows = [f"| network | float | {' | '.join(WAYS)} | speed of channels |", f"| --- {'| --- ' * (len(WAYS) + 2)}|"]
+def _halves_table(found: dict[str, Any]) -> str:
+    rows = [f"| network | float | {' | '.join(HALVES)} |", f"| --- {'| --- ' * (len(HALVES) + 1)}|"]
     for name, one in found.items():
-        ways = [one["ways"].get(way, {"error": "-"}) for way in WAYS]
-        cells = [str(way.get("accuracy", way.get("error"))) for way in ways]
-        rows.append(f"| {name} | {one['accuracy']} | {' | '.join(cells)} | {_speed(one['ways']['channels'])} |")
+        cells = [str(way.get("accuracy", way.get("error"))) for way in _of(one, HALVES)]
+        rows.append(f"| {name} | {one['accuracy']} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _spending_table(found: dict[str, Any]) -> str:
+    columns = [*SPENDING, TORCH]
+    rows = [f"| network | float | {' | '.join(columns)} |", f"| --- {'| --- ' * (len(columns) + 1)}|"]
+    for name, one in found.items():
+        cells = [_spent(way) for way in _of(one, columns)]
+        rows.append(f"| {name} | {one['accuracy']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _spent(way: dict[str, Any]) -> str:
+    return f"{way['accuracy']}, {_speed(way)}" if "accuracy" in way else str(way["error"])
+
+
+def _of(one: dict[str, Any], ways: Sequence[str]) -> list[dict[str, Any]]:
+    return [one["ways"].get(way, {"error": "-"}) for way in ways]
 
 
 def _architecture_table(found: dict[str, Any]) -> str:
@@ -200,22 +259,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=[*TRAINED, *ARCHITECTURES], help="all by default")
     parser.add_argument("--only-time", action="store_true", help="time again what an earlier run made")
+    parser.add_argument("--no-peers", action="store_true", help="install no torch-pruning")
     parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
     given = parser.parse_args(arguments)
     chosen = given.cases or [*TRAINED, *ARCHITECTURES]
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    if not given.only_time and not given.no_peers:
+        PEER.install()
     for kind, names, measure in (("trained", TRAINED, trained), ("architectures", ARCHITECTURES, architecture)):
-        known = kept.get(kind, {})
-        for name in names:
-            if name in chosen:
-                known[name] = timed(name, known[name] if given.only_time else measure(name))
-        kept[kind] = {name: known[name] for name in names if name in known}
-    if given.no_write:
-        return
+        known = kept.setdefault(kind, {})
+        for name in (name for name in names if name in chosen):
+            started = time.monotonic()
+            known[name] = timed(name, known[name] if given.only_time else measure(name))
+            print(f"  {name:24} {time.monotonic() - started:.0f} s in all", flush=True)
+            kept[kind] = known = {name: known[name] for name in names if name in known}
+            if not given.no_write:
+                write(kept)
+
+
+def write(kept: dict[str, Any]) -> None:
+    """Results and page, behind every case, so that a run that is cut off leaves what it measured."""
     kept |= {"command": "make bench-pruning", "cpu": cpu(), "versions": versions()}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(kept), encoding="utf-8")
-    print(f"\n{RESULTS.relative_to(ROOT)}\n{PAGE.relative_to(ROOT)}")
+    print(f"  {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ saves for what it loses. Where on that path the budget ends is judged on the mod
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,8 @@ class Kind:
 
 
 KINDS: dict[type[Pass], Kind] = {
-    PruneBlocks: Kind("blocks", "a count", lambda *given: depths.path(*given), depths.beside),
-    PruneChannels: Kind("channels", "a ratio", lambda *given: widths.path(*given)),
+    PruneBlocks: Kind("blocks", "a count", depths.path, depths.beside),
+    PruneChannels: Kind("channels", "a ratio", widths.path),
 }
 """The passes that leave the choice to joulec."""
 
@@ -134,18 +135,20 @@ class Removals:
             middle = (low + high) // 2
             tried = self._accurate(before, path[middle], budget)
             low, high, best = (low, middle, best) if tried is None else (middle + 1, high, tried)
-        for one in self._behind(order, path, low):
-            if time.monotonic() > deadline:
-                break
-            further = one(order if best is None else best.one)
-            best = self._accurate(before, further, budget) or best
-        return best
+        return self._further(before, order, path[low:], best, budget, deadline)
 
-    def _behind(self, order: Pass, path: Sequence[Pass], low: int) -> Iterator[Callable[[Pass], Pass]]:
-        """The steps behind the one that broke the budget, each to be taken beside what was found."""
+    def _further(
+        self, before: tuple[Pass, ...], order: Pass, rest: Sequence[Pass], best: Smaller | None, budget: float,
+        deadline: float,
+    ) -> Smaller | None:  # fmt: skip
+        """What was found with what it can take of the steps behind the one that broke the budget."""
         beside = KINDS[type(order)].beside
-        for at in range(low + 1, len(path)) if beside is not None else ():
-            yield lambda found, at=at: beside(found, path[at - 1], path[at])  # type: ignore[misc]
+        for last, one in itertools.pairwise(rest):
+            if beside is None or time.monotonic() > deadline:
+                break
+            found = beside(order if best is None else best.one, last, one)
+            best = self._accurate(before, found, budget) or best
+        return best
 
     def _accurate(self, before: tuple[Pass, ...], one: Pass, budget: float) -> Smaller | None:
         """The model that a pass makes, within the budget on the data that the user judges by; else None."""

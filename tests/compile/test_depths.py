@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from compile_kit import write
 
 import joulec
-from joulec.compile import depths
+from joulec.compile import removal
 from joulec.passes.prune_blocks import PruneBlocks
 from joulec.payoff import Paired
 
@@ -43,6 +45,11 @@ def blocks(folder: Path) -> dict[str, Any]:
     return {"model": path, "data": folder / "data.npz", "passes": "prune-blocks"}
 
 
+def walk_along(monkeypatch: pytest.MonkeyPatch, path: Callable[..., Any]) -> None:
+    """Another path for the search."""
+    monkeypatch.setitem(removal.KINDS, PruneBlocks, replace(removal.KINDS[PruneBlocks], path=path))
+
+
 def decision(result: joulec.Result) -> Any:
     return next(one for one in result.reports["cpu"].decisions if one.what == "blocks")
 
@@ -65,7 +72,7 @@ def test_the_search_goes_on_behind_a_block_that_breaks_the_budget(
     """Were the strong block first on the path, those behind it would still go."""
     names = tuple(f"x{1 + index}" for index in (STRONG, 0, 1, 3))
     path = [PruneBlocks(blocks=names[:count]) for count in range(1, 5)]
-    monkeypatch.setattr(depths, "path", lambda *arguments: iter(path))
+    walk_along(monkeypatch, lambda *arguments: path)
     result = joulec.optimize(**blocks(tmp_path), out=tmp_path / "out", max_drop=0.02)
     assert layers(tmp_path / "out") == {f"u{STRONG}"}
     assert decision(result).kept
@@ -74,7 +81,7 @@ def test_the_search_goes_on_behind_a_block_that_breaks_the_budget(
 def test_a_rebuild_repeats_the_blocks_and_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = blocks(tmp_path) | {"passes": "prune-blocks,prune-channels{multiple=8}"}
     joulec.optimize(**case, out=tmp_path / "one", max_drop=0.05)
-    monkeypatch.setattr(depths, "path", lambda *arguments: pytest.fail("searched again"))
+    walk_along(monkeypatch, lambda *arguments: pytest.fail("searched again"))
     joulec.optimize(**case, out=tmp_path / "two", max_drop=0.05, decisions=tmp_path / "one")
     assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from compile_kit import write
 
 import joulec
-from joulec.compile import widths
+from joulec.compile import removal
 from joulec.decisions import from_file
 from joulec.errors import InputError
+from joulec.passes.prune_channels import PruneChannels
 from joulec.payoff import Paired
 
 GRAPH = """g (float[N, 12] x) => (float[N, 5] y) {
@@ -71,7 +73,8 @@ def test_a_rebuild_repeats_the_widths_and_measures_nothing(
     case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     joulec.optimize(**case, out=tmp_path / "one", max_drop=0.1)
-    monkeypatch.setattr(widths, "path", lambda *arguments: pytest.fail("searched again"))
+    found = replace(removal.KINDS[PruneChannels], path=lambda *arguments: pytest.fail("searched again"))
+    monkeypatch.setitem(removal.KINDS, PruneChannels, found)
     joulec.optimize(**case, out=tmp_path / "two", max_drop=0.1, decisions=tmp_path / "one")
     assert (tmp_path / "one" / "model.onnx").read_bytes() == (tmp_path / "two" / "model.onnx").read_bytes()
 
