@@ -15,6 +15,7 @@ from joulec.passes.fuse_pad import FusePad
 from joulec.passes.fuse_pooling import FusePooling
 from joulec.passes.fuse_transpose import FuseTranspose
 from joulec.passes.lower_pooled import LowerPooled
+from joulec.passes.merge_steps import MergeSteps
 from joulec.passes.raise_patterns import RaisePatterns
 from joulec.passes.simplify_movement import SimplifyMovement
 from joulec.passes.simplify_shapes import SimplifyShapes
@@ -49,6 +50,7 @@ def _fusing() -> list[Pass]:
         FusePooling(),
         FuseAffine(),
         FuseGemm(),
+        MergeSteps(),  # a product and its bias are one operator by now
         WidenConvolutions(),
     ]
 
