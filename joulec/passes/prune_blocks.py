@@ -34,7 +34,8 @@ class PruneBlocks(Pass):
     A block is a branch of an addition beside a shortcut of the same shape, which may hold one layer of its own. With a
     count those go whose sums are most nearly their shortcuts, each channel scaled and shifted, on the calibration data;
     without one joulec chooses how many go, as far as `--max-drop` allows. With calibration data the layers behind are
-    then fitted to what they put out in the whole model, one after another, by least squares.
+    then fitted to what they put out in the whole model, one after another, by least squares. No mask says that a block
+    has gone, so `joulec finetune` does not know of it.
     """
 
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
