@@ -89,9 +89,9 @@ class Compiler(Bench):
             return spent(self, self.base, [*before, *self.orders.obeyed(passes)])
         if self.orders.int8 and not any(quantizes(one) for one in passes):
             passes += [*preparation(self.base, Quantize()), Quantize()]
-        passes = Removals(self, self.base).decided([*before, *self.orders.obeyed(passes)], self.orders.max_drop)
+        orders = [*before, *self.orders.obeyed(passes)]
+        module, passes = Removals(self, self.base).carry_out(orders, self.orders.max_drop)
         self.book.int8 = next((spelling.spell_pass(one) for one in passes if quantizes(one)), None)
-        module = self.carry_out(passes, self.base)
         self.book.choose("passes", True, f"ordered: {spelling.spell(passes[len(before) :]) or 'none'}", ordered=True)
         return module
 

@@ -78,14 +78,14 @@ def one(case: Case) -> dict[str, Any]:
     place = case.folder(BUILD)
     model = place / "float.keras"
     whole = built(model, place / "whole")
-    cut = built(model, place / "cut", f"prune-channels{{ratio={case.ratio}}}")
+    cut = built(model, place / "cut", case.pruning)
     recovered = tuned(case, place, "recovered", "--masks", str(cut))
     narrow = built(recovered, place / "narrow", "prune-channels{dead=true}")
     sparse = built(tuned(case, place, "sparse", "--sparsity", SPARSITY), place / "sparse")
     at_once = built(model, place / "at-once", f"prune-magnitude{{sparsity={SPARSITY}}}")
     ways = {"whole": whole, "cut": cut, "tuned": narrow, "sparse at once": at_once, "sparse tuned": sparse}
     return {
-        "bar": case.bar, "ratio": case.ratio, "weights": {name: weights(one) for name, one in ways.items()},
+        "bar": case.bar, "removed": case.removed, "weights": {name: weights(one) for name, one in ways.items()},
         "accuracy": {name: accuracy(place, one) for name, one in ways.items()},
         "speed": {name: speed(whole, ways[name]) for name in ("cut", "tuned", "sparse tuned")},
     }  # fmt: skip
@@ -135,7 +135,7 @@ def _cut(name: str, found: dict[str, Any]) -> str:
     whole, shrunk = accuracy["whole"], size["tuned"] / size["whole"] - 1
     held = "**" if found["bar"] and speed["low"] >= BAR and whole - accuracy["tuned"] <= POINT else ""
     return (
-        f"| {name} | {speed['base_ms']:.2f} ms | −{found['ratio']:.0%} | {_points(accuracy['cut'], whole)} | "
+        f"| {name} | {speed['base_ms']:.2f} ms | {found['removed']} | {_points(accuracy['cut'], whole)} | "
         f"{_points(accuracy['tuned'], whole)} | {held}{_times(speed)}{held} | {shrunk:+.0%} |"
     )
 

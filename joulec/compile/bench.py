@@ -144,16 +144,6 @@ class Bench:
         context = self.context(module, probes)
         return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
 
-    def carry_out(self, passes: Sequence[Pass], module: Module) -> Module:
-        """Run passes that stay whatever they are worth, and note what pruning has to say."""
-        if not passes:
-            return module
-        outcome = self.run(passes, module)
-        self.book.keep(outcome)
-        pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
-        self.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
-        return outcome.module
-
     def context(self, module: Module, probes: Sequence[Feed] | None = None) -> Context:
         """What passes on this module may use."""
         large = too_large(module)

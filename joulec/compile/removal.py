@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,100 +72,123 @@ class Smaller:
     verdict: Verdict
 
 
-class Removals:
-    """Decides what goes; what was tried is tried once, whatever the budget.
+class _Path:
+    """The path of one pass from one whole model; what was tried on it is tried once, whatever the budget.
 
     Args:
-        bench: runs and measures.
-        module: the whole model.
+        bench: runs and judges.
+        whole: the model at its start.
+        order: the pass that leaves the choice to joulec.
     """
 
-    def __init__(self, bench: Bench, module: Module) -> None:
-        self._bench, self._module = bench, module
-        self._tried: dict[tuple[Pass, ...], Smaller | None] = {}
-        self._made: dict[tuple[Pass, ...], Module] = {(): module}
-        self._paths: dict[tuple[Pass, ...], Sequence[Pass]] = {}
+    def __init__(self, bench: Bench, whole: Module, order: Pass) -> None:
+        self._bench, self._whole, self._order = bench, whole, order
+        self._kind = KINDS[type(order)]
+        self._deadline = time.monotonic() + bench.orders.search_seconds
+        self._tried: dict[Pass, Smaller | None] = {}
+        self._found: dict[float, Smaller | None] = {}
+        self.steps: Sequence[Pass] = list(self._kind.path(bench, whole, order))
 
-    def decided(self, passes: Sequence[Pass], budget: float | None) -> list[Pass]:
-        """`passes` with all that leave the choice to joulec decided; one that nothing came of is gone.
+    def within(self, budget: float) -> Smaller | None:
+        """The smallest model that keeps a budget, as far as time allowed to look for it; None where none was found."""
+        if budget not in self._found:
+            self._found[budget] = self._searched(budget)
+        return self._found[budget]
 
-        Args:
-            passes: run one behind another on the module.
-            budget: how far accuracy may drop, in absolute points; None where there is none to go by.
-        """
-        done: list[Pass] = []
-        recorded = iter(_recorded(self._bench))
-        for one in passes:
-            if not undecided(one):
-                done.append(one)
-            elif self._bench.recorded is not None:
-                done += [next(recorded)] if _was_kept(self._bench, one) else []
-            elif (found := self._within(tuple(done), one, budget)) is not None:
-                done.append(found.one)
-        return done
-
-    def _within(self, before: tuple[Pass, ...], order: Pass, budget: float | None) -> Smaller | None:
-        """The smallest model on the path that keeps the budget, where it pays, or None; the decision goes on record."""
-        bench, kind = self._bench, KINDS[type(order)]
-        refusal = _why_not(bench, kind, budget)
-        if refusal is not None or budget is None:
-            bench.book.choose(kind.what, False, refusal or "", ordered=True)
-            return None
-        whole = self._before(before)
-        if (key := (*before, order)) not in self._paths:
-            self._paths[key] = list(kind.path(bench, whole, order))
-        best = self._searched(before, order, self._paths[key], budget)
-        if best is None:
-            said = "could go within the budget" if self._paths[key] else "can be cut here"
-            bench.book.choose(kind.what, False, f"no {kind.what} {said}", ordered=True)
-        return None if best is None else self._weighed(whole, best, kind, budget)
-
-    def _before(self, passes: tuple[Pass, ...]) -> Module:
-        if passes not in self._made:
-            self._made[passes] = self._bench.run(passes, self._module).module
-        return self._made[passes]
-
-    def _searched(
-        self, before: tuple[Pass, ...], order: Pass, path: Sequence[Pass], budget: float
-    ) -> Smaller | None:  # fmt: skip
+    def _searched(self, budget: float) -> Smaller | None:
         """By bisection; then what breaks the budget stays, and the steps behind it are tried one by one."""
-        deadline = time.monotonic() + self._bench.orders.search_seconds
-        low, high, best = 0, len(path), None
-        while low < high and (time.monotonic() < deadline or best is None):
+        low, high, best = 0, len(self.steps), None
+        while low < high and (time.monotonic() < self._deadline or best is None):
             middle = (low + high) // 2
-            tried = self._accurate(before, path[middle], budget)
+            tried = self._accurate(self.steps[middle], budget)
             low, high, best = (low, middle, best) if tried is None else (middle + 1, high, tried)
-        return self._further(before, order, path[low:], best, budget, deadline)
-
-    def _further(
-        self, before: tuple[Pass, ...], order: Pass, rest: Sequence[Pass], best: Smaller | None, budget: float,
-        deadline: float,
-    ) -> Smaller | None:  # fmt: skip
-        """What was found with what it can take of the steps behind the one that broke the budget."""
-        beside = KINDS[type(order)].beside
-        for last, one in itertools.pairwise(rest):
-            if beside is None or time.monotonic() > deadline:
+        for last, one in itertools.pairwise(self.steps[low:]):
+            if self._kind.beside is None or time.monotonic() > self._deadline:
                 break
-            found = beside(order if best is None else best.one, last, one)
-            best = self._accurate(before, found, budget) or best
+            further = self._kind.beside(self._order if best is None else best.one, last, one)
+            best = self._accurate(further, budget) or best
         return best
 
-    def _accurate(self, before: tuple[Pass, ...], one: Pass, budget: float) -> Smaller | None:
+    def _accurate(self, one: Pass, budget: float) -> Smaller | None:
         """The model that a pass makes, within the budget on the data that the user judges by; else None."""
-        if (key := (*before, one)) not in self._tried:
+        if one not in self._tried:
             self._bench.progress("looking for the smallest model within the budget", None)
-            self._tried[key] = self._try(self._before(before), one)
-        tried = self._tried[key]
+            self._tried[one] = self._try(one)
+        tried = self._tried[one]
         return tried if tried is not None and tried.verdict.drop <= budget else None
 
-    def _try(self, module: Module, one: Pass) -> Smaller | None:
-        outcome = self._bench.run([one], module)
+    def _try(self, one: Pass) -> Smaller | None:
+        outcome = self._bench.run([one], self._whole)
         if outcome.steps[-1].status != "applied":
             return None
         try:
             return Smaller(one, outcome, self._bench.verdict(outcome.module))
         except JoulecError:
             return None
+
+
+class Removals:
+    """Carries out passes, and decides what those remove that leave it to joulec.
+
+    Args:
+        bench: runs and measures, and keeps the book.
+        module: the whole model.
+    """
+
+    def __init__(self, bench: Bench, module: Module) -> None:
+        self._bench, self._module = bench, module
+        self._ran: dict[tuple[Pass, ...], Outcome] = {}
+        self._paths: dict[tuple[Pass, ...], _Path] = {}
+
+    def carry_out(self, passes: Sequence[Pass], budget: float | None) -> tuple[Module, list[Pass]]:
+        """Run passes one behind another.
+
+        Args:
+            passes: of which some may leave the choice to joulec.
+            budget: how far accuracy may drop for these, in absolute points; None where there is none to go by.
+
+        Returns:
+            What they make of the module, and the passes as they were run: with their choices, and without those that
+            nothing came of.
+        """
+        at, waiting = self._module, list(_repeated(self._bench, passes))
+        done: tuple[Pass, ...] = ()
+        while waiting:
+            ready = list(itertools.takewhile(lambda one: not undecided(one), waiting))
+            waiting = waiting[len(ready) :]
+            if ready:
+                at, done = self._kept(self._run(at, done, tuple(ready))), (*done, *ready)
+            elif (found := self._within(at, done, waiting.pop(0), budget)) is not None:
+                at, done = self._kept(found.outcome), (*done, found.one)
+        return at, list(done)
+
+    def _run(self, module: Module, before: tuple[Pass, ...], passes: tuple[Pass, ...]) -> Outcome:
+        key = (*before, *passes)
+        if key not in self._ran:
+            self._ran[key] = self._bench.run(passes, module)
+        return self._ran[key]
+
+    def _kept(self, outcome: Outcome) -> Module:
+        """The outcome goes on record, and what pruning has to say is noted."""
+        self._bench.book.keep(outcome)
+        pruning = [step for step in outcome.steps if step.spelling.startswith("prune-")]
+        self._bench.book.notes += [f"{step.spelling}: {note}" for step in pruning for note in step.result.notes]
+        return outcome.module
+
+    def _within(self, whole: Module, before: tuple[Pass, ...], order: Pass, budget: float | None) -> Smaller | None:
+        """The smallest model on the path that keeps the budget, where it pays, or None; the decision goes on record."""
+        bench, kind = self._bench, KINDS[type(order)]
+        refusal = _why_not(bench, kind, budget)
+        if refusal is not None or budget is None:
+            bench.book.choose(kind.what, False, refusal or "", ordered=True)
+            return None
+        if (key := (*before, order)) not in self._paths:
+            self._paths[key] = _Path(bench, whole, order)
+        best = self._paths[key].within(budget)
+        if best is None:
+            said = "could go within the budget" if self._paths[key].steps else "can be cut here"
+            bench.book.choose(kind.what, False, f"no {kind.what} {said}", ordered=True)
+        return None if best is None else self._weighed(whole, best, kind, budget)
 
     def _weighed(self, whole: Module, best: Smaller, kind: Kind, budget: float) -> Smaller | None:
         """The pass is ordered, what it removes is joulec's choice, and that must pay like any other."""
@@ -199,11 +222,13 @@ def _doubt(bench: Bench, verdict: Verdict, budget: float) -> None:
         bench.book.doubts.append(f"{few}: that takes {needed}")
 
 
-def _recorded(bench: Bench) -> list[Pass]:
-    """What an earlier build chose, in order."""
-    kept = () if bench.recorded is None else bench.recorded.removals
-    return [one for spelled in kept for one in spelling.parse(spelled, REMOVALS)]
-
-
-def _was_kept(bench: Bench, one: Pass) -> bool:
-    return any(type(kept) is type(one) for kept in _recorded(bench))
+def _repeated(bench: Bench, passes: Sequence[Pass]) -> Iterator[Pass]:
+    """The passes, with what an earlier build chose where one is repeated."""
+    if bench.recorded is None:
+        yield from passes
+        return
+    kept = [one for spelled in bench.recorded.removals for one in spelling.parse(spelled, REMOVALS)]
+    for one in passes:
+        chosen = next((found for found in kept if type(found) is type(one)), None) if undecided(one) else one
+        if chosen is not None:
+            yield chosen

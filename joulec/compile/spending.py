@@ -59,15 +59,15 @@ def spent(bench: Bench, module: Module, passes: Sequence[Pass]) -> Module:
     """
     removals, budget = Removals(bench, module), bench.orders.max_drop
     with _book_of_its_own(bench) as book:
-        fewer = bench.carry_out(removals.decided(passes, budget), module)
+        fewer, _ = removals.carry_out(passes, budget)
     if bench.recorded is not None or not book.removals or bench.orders.int8 is False:
         bench.book.absorb(book)
         return quantized(bench, fewer)
     with _book_of_its_own(bench) as bits_book:
-        whole = bench.carry_out([one for one in passes if not undecided(one)], module)
+        whole, _ = removals.carry_out([one for one in passes if not undecided(one)], budget)
         bits = quantized(bench, whole)
     ways = [_way(bench, FEWER, whole, fewer, book), _way(bench, BITS, whole, bits, bits_book)]
-    ways += _both(bench, module, whole, removals, passes)
+    ways += _both(bench, whole, removals, passes)
     return _best(bench, ways)
 
 
@@ -86,14 +86,12 @@ def _way(bench: Bench, what: str, whole: Module, module: Module, book: Book) -> 
     return Way(what, module, book, bench.weigh(whole, module), bench.drop_of(module))
 
 
-def _both(
-    bench: Bench, module: Module, whole: Module, removals: Removals, passes: Sequence[Pass]
-) -> Iterator[Way]:  # fmt: skip
+def _both(bench: Bench, whole: Module, removals: Removals, passes: Sequence[Pass]) -> Iterator[Way]:
     """INT8 on the smallest model that leaves it enough of the budget."""
     budget = bench.orders.max_drop or 0.0
     for share in SHARES:
         with _book_of_its_own(bench) as book:
-            fewer = bench.carry_out(removals.decided(passes, share * budget), module)
+            fewer, _ = removals.carry_out(passes, share * budget)
             both = quantized(bench, fewer)
         if book.int8 is not None and book.removals and bench.drop_of(both) <= budget:
             yield _way(bench, BOTH, whole, both, book)
