@@ -4,10 +4,10 @@
     python benchmarks/energy --collect          (takes those times anew first, on an idle machine; half an hour)
     python benchmarks/energy --collect bert_mini --no-write
 
-Eighteen networks, as exported, after joulec's exact passes, quantized, and with half of their channels, at batch 1 and
-16, run under ONNX Runtime on the CPU with one thread. Collected are the latency and CPU seconds of each (fresh
-sessions, in turns with what it is compared with, the quietest session counts), its kernels' times by ONNX Runtime's
-profiler, and the times of the microbenchmarks that `joulec calibrate-device` runs.
+Eighteen networks, as exported, after joulec's exact passes, quantized, quantized in part, and with half of their
+channels, at batch 1 and 16, run under ONNX Runtime on the CPU with one thread. Collected are the latency and CPU
+seconds of each (fresh sessions, in turns with what it is compared with, the quietest session counts), its kernels'
+times by ONNX Runtime's profiler, and the times of the microbenchmarks that `joulec calibrate-device` runs.
 
 Predictions are those that `joulec estimate` would print: the profile that `joulec calibrate-device` fits to the
 microbenchmarks, and no model. Baselines: time in proportion to multiply-adds or to bytes, at the rate of the models

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from zoo import BATCHES, EXACT, FAMILIES, INT8, RAW, THIN, Run, number_in
+from zoo import BATCHES, FAMILIES, RAW, Run, changes, number_in
 
 from joulec.data import synthetic_feeds
 from joulec.energy.calibrate import time_rungs
@@ -30,14 +30,14 @@ SECONDS, PROFILED, RUNG_SECONDS = 1.5, 1.0, 0.25
 
 LOADS, LEAST, MOST = 3, 8, 1500
 """Fresh sessions of a pair; fewest profiled and most timed inferences."""
-PAIRS = ((RAW, EXACT), (EXACT, INT8), (EXACT, THIN))
 
 
 def network(family: str, name: str, batch: int) -> dict[str, Any]:
     """All that is timed of one network at one batch size."""
-    modules = {variant: Run(family, name, batch, variant).module() for variant in (RAW, EXACT, INT8, THIN)}
+    variants = dict.fromkeys(variant for change in changes(family) for variant in change)
+    modules = {variant: Run(family, name, batch, variant).module() for variant in variants}
     found: dict[str, Any] = {"pairs": {}, "runs": {}}
-    for pair in PAIRS:
+    for pair in changes(family):
         found["pairs"][" -> ".join(pair)] = _pair(*(modules[one] for one in pair), found["runs"], pair)
     for variant, module in modules.items():
         if variant != RAW:

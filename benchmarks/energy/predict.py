@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from zoo import EXACT, INT8, RAW, THIN, Run
+from zoo import EXACT, INT8, Run
 
 from joulec.energy import EnergyModel, Estimate, load_profile
 from joulec.energy.calibrate import best_fit, fitted_profile
@@ -16,7 +16,6 @@ from joulec.energy.fit import RUN, coefficients
 from joulec.energy.ladder import ladder
 from joulec.energy.profile import DeviceProfile
 
-TIMED = (RAW, EXACT, INT8, THIN)
 SCORED = (EXACT, INT8)
 """Variants that count as models; the others are what optimizations start from, or lead to."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +36,13 @@ FAMILIES: dict[str, tuple[Callable[..., onnx.ModelProto], ...]] = {
 }  # fmt: skip
 
 BATCHES = (1, 16)
-RAW, EXACT, INT8, THIN = "as exported", "fp32", "int8", "half"
-VARIANTS = (RAW, EXACT, INT8, THIN)
+RAW, EXACT, INT8, PART, THIN = "as exported", "fp32", "int8", "int8 in part", "half"
+CHANGES = ((RAW, EXACT), (EXACT, INT8), (EXACT, PART), (EXACT, THIN))
+"""What is timed in turns."""
 HALF = 0.5
+EVERY = 2
+"""Of the convolutions and products, every second one stays float in `int8 in part`: a search that spends an accuracy
+budget makes such models, and what they cost is decided between the operators."""
 
 DYNAMIC = ("recurrent",)
 """Families whose int8 takes ranges at each run: recurrent operators have no other integer kernel."""
@@ -52,7 +56,7 @@ class Run:
         family: its family.
         network: its architecture.
         batch: its batch size.
-        variant: as exported; after joulec's exact passes; quantized; or with half of the channels.
+        variant: as exported; after joulec's exact passes; quantized, in part too; or with half of the channels.
     """
 
     family: str
@@ -80,23 +84,27 @@ class Run:
         exported = build(self.batch, HALF) if self.variant == THIN else build(self.batch)
         if self.variant == RAW:
             return exported
-        if self.variant != INT8:
+        if self.variant not in (INT8, PART):
             return joulec.simplify(exported)
-        return _quantized(Run(self.family, self.network, self.batch, EXACT).module(), self.family in DYNAMIC)
+        floating = Run(self.family, self.network, self.batch, EXACT).module()
+        return _quantized(floating, self.family in DYNAMIC, _every(floating) if self.variant == PART else ())
 
 
-def runs() -> Iterator[Run]:
-    """Every run, network by network."""
-    for family, builders in FAMILIES.items():
-        for build in builders:
-            for batch in BATCHES:
-                for variant in VARIANTS:
-                    yield Run(family, build.__name__, batch, variant)
+def changes(family: str) -> list[tuple[str, str]]:
+    """The changes that are timed of a family's networks; recurrent operators are quantized all or none."""
+    return [change for change in CHANGES if PART not in change or family not in DYNAMIC]
 
 
-def _quantized(floating: Module, dynamic: bool) -> onnx.ModelProto:
+def _every(floating: Module) -> tuple[str, ...]:
+    """The names of those that stay float."""
+    dense = [node.name or "" for node in floating.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    return tuple(dense[::EVERY])
+
+
+def _quantized(floating: Module, dynamic: bool, keep_float: tuple[str, ...]) -> onnx.ModelProto:
     feeds = load_feeds(synthetic_feeds(floating.inputs(), {}).head(1), floating.inputs())
-    steps: list[Pass] = [QuantizeDynamic()] if dynamic else [Calibrate(method="minmax"), Quantize()]
+    static: list[Pass] = [Calibrate(method="minmax"), Quantize(keep_float=keep_float)]
+    steps: list[Pass] = [QuantizeDynamic()] if dynamic else static
     with LocalRunner() as runner:
         outcome = Pipeline(steps).run(floating, Context(backend("cpu").target, feeds=feeds, runner=runner))
     if not outcome.steps[-1].result.changed:

@@ -121,5 +121,5 @@ FAMILIES = (
     "int8-recurrent", "pool", "blocked-pool", "int8-pool", "reduce", "blocked-reduce", "int8-reduce", "softmax",
     "int8-softmax", "normalization", "skip-normalization", "elementwise", "transcendental", "scalar",
     "int8-elementwise", "int8-lookup", "transpose", "int8-transpose", "copy", "int8-copy", "resize", "blocked-resize",
-    "quantize", "reorder", "view", "memory", "run",
+    "quantize", "reorder", "turn", "view", "memory", "run",
 )  # fmt: skip

@@ -10,10 +10,12 @@ import onnx_ir as ir
 from joulec.energy import blocked
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.view import MAX_CONSTANT_ELEMENTS
-from joulec.ir.values import constant_tensor, input_at, sole_consumer
+from joulec.ir.values import attribute, constant_tensor, input_at, sole_consumer
 from joulec.ir.walk import MICROSOFT_DOMAIN, is_onnx
 
 CONV_ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
+HARD_SWISH = (1 / 6, 0.5)
+"""alpha and beta of the HardSigmoid in a HardSwish."""
 GEMM_ACTIVATIONS = (
     "Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Elu", "Softplus", "Softsign", "ThresholdedRelu",
 )  # fmt: skip
@@ -45,7 +47,8 @@ def fuse_conv(plan: Plan, head: ir.Node) -> None:
     if input_at(head, 1) in plan.constants:
         _fold_scales(plan, chain)
     _residual(plan, chain)
-    fuse_activation(plan, chain, CONV_ACTIVATIONS)
+    if not _fuse_hard_swish(plan, chain):
+        fuse_activation(plan, chain, CONV_ACTIVATIONS)
     if blocked.computes_blocked(plan, head):
         plan.blocked.add(chain.value)
     commit(plan, chain, "FusedConv" if chain.epilogue else "Conv", _pad_reads(plan, head))
@@ -112,6 +115,35 @@ def fuse_activation(plan: Plan, chain: Chain, kinds: tuple[str, ...]) -> None:
     if node is None or not is_onnx(node, *kinds) or any(v not in plan.constants for v in node.inputs[1:] if v):
         return
     chain.take(node)
+
+
+def _fuse_hard_swish(plan: Plan, chain: Chain) -> bool:
+    """x * HardSigmoid(x), and HardSwish, behind a convolution in blocks; not where the caller gets the result."""
+    if not blocked.computes_blocked(plan, chain.head):
+        return False
+    found = _hard_swish(plan, chain.value)
+    if not found or found[-1].outputs[0].is_graph_output():
+        return False
+    for node in found:
+        chain.take(node)
+    return True
+
+
+def _hard_swish(plan: Plan, value: ir.Value) -> list[ir.Node]:
+    """The nodes that make a HardSwish of `value`, which nobody else reads; none if there is none."""
+    readers = [usage.node for usage in value.uses()]
+    if value.is_graph_output() or any(node in plan.kernels for node in readers):
+        return []
+    if len(readers) == 1 and is_onnx(readers[0], "HardSwish"):
+        return readers
+    gates = [node for node in readers if is_onnx(node, "HardSigmoid") and _is_hard_swish(node)]
+    product = plan.follower(gates[0].outputs[0]) if len(gates) == 1 and len(readers) == 2 else None
+    return [gates[0], product] if product in readers and product is not None and is_onnx(product, "Mul") else []
+
+
+def _is_hard_swish(gate: ir.Node) -> bool:
+    told = (attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5))
+    return all(abs(one - wanted) < 1e-5 for one, wanted in zip(told, HARD_SWISH, strict=True))
 
 
 def _pad_reads(plan: Plan, head: ir.Node) -> tuple[ir.Value | None, ...]:

@@ -27,6 +27,7 @@ class Kernel:
         reordered: values whose layout is changed for it, into blocks of channels or out of them.
         views: Reshapes that the runtime puts around it.
         blocked: whether what it writes is in blocks of channels.
+        turned: values that are transposed for it, to channels last or back.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Kernel:
     reordered: tuple[ir.Value, ...] = ()
     views: int = 0
     blocked: bool = False
+    turned: tuple[ir.Value, ...] = ()
 
 
 @dataclass

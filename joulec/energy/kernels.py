@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from joulec.energy import blocked, fusions, fusions_dynamic, fusions_matmul, fusions_norm, qdq
+from joulec.energy import blocked, channels_last, fusions, fusions_dynamic, fusions_matmul, fusions_norm, qdq
 from joulec.energy.constants import Constants
 from joulec.energy.kernel import Kernel, Plan
 from joulec.energy.layout import vanishing_transposes
@@ -56,6 +56,7 @@ def _plan_graph(plan: Plan, graph: ir.Graph, target: str) -> None:
             qdq.settle_dequantize(plan, node)
     if target == "cpu":
         blocked.settle_reorders(plan, graph)
+        channels_last.settle_turns(plan, graph)
 
 
 def _eliminate(plan: Plan, graph: ir.Graph) -> None:
