@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 from joulec.backends.base import Backend
@@ -143,6 +144,15 @@ class Bench:
         """Run passes on a module, verified as every pipeline is; on `probes` where the inputs' own do not fit."""
         context = self.context(module, probes)
         return Pipeline(self.orders.obeyed(passes), [*self.observers, *more]).run(module, context)
+
+    @contextmanager
+    def apart(self) -> Iterator[Book]:
+        """What is done inside goes into a book of its own."""
+        outer, self.book = self.book, Book()
+        try:
+            yield self.book
+        finally:
+            self.book = outer
 
     def context(self, module: Module, probes: Sequence[Feed] | None = None) -> Context:
         """What passes on this module may use."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from joulec.compile import depths, widths
-from joulec.compile.bench import Bench, Verdict
+from joulec.compile.bench import Bench, Book, Verdict
+from joulec.compile.rivals import best_of
 from joulec.errors import JoulecError
 from joulec.fidelity import too_few
 from joulec.ir.module import Module
@@ -127,6 +128,21 @@ class _Path:
             return None
 
 
+@dataclass(frozen=True)
+class _Way:
+    """Passes as they were carried out.
+
+    Attributes:
+        book: what was decided for it.
+        module: what came of it.
+        passes: with their choices.
+    """
+
+    book: Book
+    module: Module
+    passes: list[Pass]
+
+
 class Removals:
     """Carries out passes, and decides what those remove that leave it to joulec.
 
@@ -149,8 +165,36 @@ class Removals:
 
         Returns:
             What they make of the module, and the passes as they were run: with their choices, and without those that
-            nothing came of.
+            nothing came of, or without which the budget buys more for those behind them.
         """
+        ways = [self._way(passes, budget)]
+        for one in list(filter(undecided, passes))[:-1]:
+            if any(spelled.startswith(one.pass_name()) for spelled in ways[-1].book.removals):
+                passes = [other for other in passes if other is not one]  # it left less to those behind it
+                ways.append(self._way(passes, budget))
+        best = self._best(ways)
+        self._bench.book.absorb(best.book)
+        return best.module, best.passes
+
+    def _way(self, passes: Sequence[Pass], budget: float | None) -> _Way:
+        with self._bench.apart() as book:
+            return _Way(book, *self._carried_out(passes, budget))
+
+    def _best(self, ways: Sequence[_Way]) -> _Way:
+        """The way on which most is saved, with what the others came to."""
+        if len(ways) == 1:
+            return ways[0]
+        worths = [self._bench.weigh(self._module, one.module) for one in ways]
+        paying = [(worth, one.module, one) for worth, one in zip(worths, ways, strict=True) if worth.better]
+        best = best_of(self._bench, paying) or ways[-1]
+        for worth, one in zip(worths, ways, strict=True):
+            if one is not best:
+                names = " and ".join(spelled.partition("{")[0] for spelled in one.book.removals)
+                said = f"{names} together {worth.would('the whole')}, drop {self._bench.drop_of(one.module):.4f}"
+                best.book.choose(names, False, f"{said}; the budget is spent better otherwise", worth, ordered=True)
+        return best
+
+    def _carried_out(self, passes: Sequence[Pass], budget: float | None) -> tuple[Module, list[Pass]]:
         at, waiting = self._module, list(_repeated(self._bench, passes))
         done: tuple[Pass, ...] = ()
         while waiting:

@@ -8,7 +8,6 @@ report says which spent it better.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from joulec.compile.bench import Bench, Book
@@ -58,27 +57,17 @@ def spent(bench: Bench, module: Module, passes: Sequence[Pass]) -> Module:
         passes: run one behind another; those that leave it to joulec what to remove are decided here.
     """
     removals, budget = Removals(bench, module), bench.orders.max_drop
-    with _book_of_its_own(bench) as book:
+    with bench.apart() as book:
         fewer, _ = removals.carry_out(passes, budget)
     if bench.recorded is not None or not book.removals or bench.orders.int8 is False:
         bench.book.absorb(book)
         return quantized(bench, fewer)
-    with _book_of_its_own(bench) as bits_book:
+    with bench.apart() as bits_book:
         whole, _ = removals.carry_out([one for one in passes if not undecided(one)], budget)
         bits = quantized(bench, whole)
     ways = [_way(bench, FEWER, whole, fewer, book), _way(bench, BITS, whole, bits, bits_book)]
     ways += _both(bench, whole, removals, passes)
     return _best(bench, ways)
-
-
-@contextmanager
-def _book_of_its_own(bench: Bench) -> Iterator[Book]:
-    """What is done inside goes into a book of its own."""
-    outer, bench.book = bench.book, Book()
-    try:
-        yield bench.book
-    finally:
-        bench.book = outer
 
 
 def _way(bench: Bench, what: str, whole: Module, module: Module, book: Book) -> Way:
@@ -90,7 +79,7 @@ def _both(bench: Bench, whole: Module, removals: Removals, passes: Sequence[Pass
     """INT8 on the smallest model that leaves it enough of the budget."""
     budget = bench.orders.max_drop or 0.0
     for share in SHARES:
-        with _book_of_its_own(bench) as book:
+        with bench.apart() as book:
             fewer, _ = removals.carry_out(passes, share * budget)
             both = quantized(bench, fewer)
         if book.int8 is not None and book.removals and bench.drop_of(both) <= budget:

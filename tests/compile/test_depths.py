@@ -17,7 +17,9 @@ from compile_kit import write
 
 import joulec
 from joulec.compile import removal
+from joulec.ir.module import Module
 from joulec.passes.prune_blocks import PruneBlocks
+from joulec.passes.prune_channels import PruneChannels
 from joulec.payoff import Paired
 
 BLOCK = "h{0} = Gemm(x{0}, u{0}, b) r{0} = Relu(h{0}) f{0} = MatMul(r{0}, v{0}) x{1} = Add(x{0}, f{0})"
@@ -104,3 +106,25 @@ def test_at_the_prompt(tmp_path: Path) -> None:
     assert any(note.startswith("2 of 4 residual blocks left out") for note in step["notes"])
     assert f"u{STRONG}" in layers(tmp_path / "out")
     assert len(layers(tmp_path / "out")) == 2
+
+
+def test_channels_get_the_budget_where_they_make_more_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that goes first leaves nothing to the channels; without it they save more."""
+
+    def time_pair(runner: object, base: Module, other: Module, *more: object) -> Paired:
+        ratio = base.weight_bytes() / other.weight_bytes()
+        return Paired(ratio, ratio * 0.999, ratio * 1.001, 1.0, 1.0 / ratio, 100, 1)
+
+    def narrower(bench: object, module: Module, order: PruneChannels) -> list[PruneChannels]:
+        return [replace(order, ratio=0.5)] if "u0" in module.graph.initializers else []
+
+    monkeypatch.setattr("joulec.compile.bench.time_pair", time_pair)
+    walk_along(monkeypatch, lambda *arguments: [PruneBlocks(blocks=("x1",))])
+    found = replace(removal.KINDS[PruneChannels], path=narrower)
+    monkeypatch.setitem(removal.KINDS, PruneChannels, found)
+    case = blocks(tmp_path) | {"passes": "prune-blocks,prune-channels{multiple=1}"}
+    result = joulec.optimize(**case, out=tmp_path / "out", max_drop=1.0)
+    assert layers(tmp_path / "out") == {"u0", "u1", "u2", "u3"}
+    told = {one.what: one for one in result.reports["cpu"].decisions}
+    assert (told["channels"].kept, told["prune-blocks"].kept) == (True, False)
+    assert "the budget is spent better otherwise" in told["prune-blocks"].reason
