@@ -38,6 +38,7 @@ from joulec.ir.sources import source_masks, tracked
 from joulec.key import content_key, file_fingerprint
 from joulec.passes import spelling
 from joulec.passes._calibration_file import to_json as ranges_to_json
+from joulec.passes.base import Fidelity
 from joulec.passes.pipeline import PROBES, Observer
 from joulec.report import units, words
 from joulec.report.data import Accuracy, Report
@@ -256,16 +257,17 @@ class Build:
         budget = self.request.orders.max_drop
         return Accuracy(judge.name, judge.baseline, compiled.score, drop, budget, judge.data, samples, bound)
 
-    def _artefact(self, module: Module, folder: Path, inputs: Inputs) -> Artefact:
+    def _artefact(self, compiled: Compiled, folder: Path, inputs: Inputs) -> Artefact:
         """What the checks look at: the user's feeds where they have the sizes of the artefact, else made-up ones."""
+        module = compiled.module
+        spent = any(step.status == "applied" and step.fidelity is Fidelity.LOSSY for step in compiled.steps)
         feeds = [] if inputs.feeds is None or inputs.obstacle else _stacked(inputs.feeds, module)
         said = "" if inputs.feeds is None else inputs.feeds.description
         if not inputs.obstacle and not (feeds and _fit(feeds, module)):
             feeds = list(synthetic_probes(module, still_open(module, self.request.shapes), self.request.seed)[0])
             said = "made-up feeds"
-        return Artefact(
-            module, folder, self.runner, inputs.obstacle, self.lowered.module, feeds, said, self.request.shapes
-        )
+        reference, shapes = self.lowered.module, self.request.shapes
+        return Artefact(module, folder, self.runner, inputs.obstacle, reference, feeds, said, shapes, spent)
 
     def _write(
         self, report: Report, compiled: Compiled, one: Backend, inputs: Inputs, key: str | None, place: Path,
@@ -283,7 +285,7 @@ class Build:
                 (folder / artefact.CALIBRATION_FILE).write_text(text, encoding="utf-8")
             recording.to_file(compiled.decisions, folder / artefact.DECISIONS_FILE)
             self.progress("checking the artefact", None)
-            found = one.check(self._artefact(compiled.module, folder, inputs))
+            found = one.check(self._artefact(compiled, folder, inputs))
             failed = [rung for rung in found if rung.status == "failed" and rung.binding]
             if failed:
                 raise CheckError(f"{failed[0].name}: {failed[0].detail}; nothing was written to {place}")

@@ -154,6 +154,7 @@ class Artefact:
         feeds: what both are run on; none where they cannot be.
         source: where the feeds come from, in words.
         shapes: sizes that the user named.
+        spent: whether a pass that spends accuracy was applied.
     """
 
     module: Module
@@ -164,6 +165,7 @@ class Artefact:
     feeds: Sequence[Feed] = ()
     source: str = "made-up feeds"
     shapes: Shapes = field(default_factory=dict)
+    spent: bool = False
 
 
 class Backend(ABC):

@@ -113,9 +113,10 @@ def numerics(written: Module, emitted: Artefact, options: SessionOptions) -> Run
         return Rung("CPU numerics", "skipped", emitted.obstacle or "no feeds that fit the artefact")
     computed = emulated(written)
     quantized = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in written.graph)
-    limit = INTEGER_ERROR if quantized else FLOAT_ERROR if computed is written else HALF_ERROR
+    same = math.inf if emitted.spent else FLOAT_ERROR  # what was pruned or cheapened is for the budget to judge
+    limit = INTEGER_ERROR if quantized else same if computed is written else HALF_ERROR
     if emitted.module.masks:
-        limit = math.inf  # what was pruned computes something else by order, and the accuracy budget judges it
+        limit = math.inf
     try:
         before = outputs_of(emitted.runner, emitted.reference, emitted.feeds, options)
         found = {"": distance(before, outputs_of(emitted.runner, computed, emitted.feeds, options))}
@@ -125,7 +126,8 @@ def numerics(written: Module, emitted: Artefact, options: SessionOptions) -> Run
     except JoulecError as error:
         return Rung("CPU numerics", "skipped", str(error))
     said = ", ".join(f"{kind}{value:.1e}" for kind, value in found.items())
-    detail = f"worst output off by {said} (at most {limit:g}; {len(emitted.feeds)} feeds, {emitted.source})"
+    bound = "for the accuracy budget to judge" if limit == math.inf else f"at most {limit:g}"
+    detail = f"worst output off by {said} ({bound}; {len(emitted.feeds)} feeds, {emitted.source})"
     return Rung("CPU numerics", "passed" if max(found.values()) <= limit else "failed", detail, binding=False)
 
 
