@@ -23,9 +23,15 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from list(_nested(root))  # a list first: callers change graphs while they walk
 
 
+def graphs_within(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """Yield `graph`, and all graphs nested in its nodes."""
+    yield graph
+    yield from _nested(graph)
+
+
 def nodes_within(graph: ir.Graph) -> Iterator[ir.Node]:
     """Yield the nodes of `graph`, and those of all graphs nested in them."""
-    for one in (graph, *_nested(graph)):
+    for one in graphs_within(graph):
         yield from one
 
 

@@ -34,7 +34,7 @@ MAX_ROUNDS = 8
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Compute nodes whose inputs are constants, know shapes and sequences, and inline a decided If or a single turn."""
+    """Compute nodes whose inputs are constants, know shapes and sequences, and inline a decided If or a few turns."""
 
     size_limit: int = option(MIB, "bytes that all folding together may add to the model")
 
@@ -42,9 +42,10 @@ class FoldConstants(Pass):
         """Fold until nothing changes; graphs, subgraphs and functions alike."""
         rewriter = Rewriter(module, self.pass_name())
         budget, limits, opsets = Budget(self.size_limit), Limits(), standard_opsets(module)
+        loops = InlineLoop()
         for _ in range(MAX_ROUNDS):
             before = len(rewriter.rewrites)
-            apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf(), InlineLoop()])
+            apply_rules(rewriter, [LiftConstant(), Fold(module, budget, limits, opsets), InlineIf(), loops])
             infer_shapes(module)
             facts = ShapeFacts.of(module)
             folded = len(rewriter.rewrites)
