@@ -46,7 +46,7 @@ ARCHITECTURES = (
     "keras ResNet50", "keras MobileNetV2", "keras EfficientNetV2B0", "light densenet121", "light inception v2",
     "light shufflenet",
 )  # fmt: skip
-SEARCH = ("--search-budget", "3min")
+SEARCH = ("--search-budget", "90s")
 WAYS = {
     "half of the weights": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor,correct=false}"),
     "half, corrected": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor}"),

@@ -21,7 +21,7 @@ from joulec.passes.base import Pass
 FEWER, BITS, BOTH = "fewer weights", "INT8", "both"
 """The ways, as the report calls them."""
 
-SHARES = (1.0, 0.5)
+SHARES = (1.0, 0.5, 0.25)
 """Shares of the budget for removing weights where INT8 comes on top; the first that leaves INT8 enough is taken."""
 
 
@@ -81,6 +81,8 @@ def _both(bench: Bench, whole: Module, removals: Removals, passes: Sequence[Pass
     for share in SHARES:
         with bench.apart() as book:
             fewer, _ = removals.carry_out(passes, share * budget)
+            if (bench.verdict(fewer).bound or 0.0) > budget:
+                continue  # INT8 is held to what is likely on other data, and would only add to it
             both = quantized(bench, fewer)
         if book.int8 is not None and book.removals and bench.drop_of(both) <= budget:
             yield _way(bench, BOTH, whole, both, book)
