@@ -68,8 +68,9 @@ class PruneBlocks(Pass):
         if self.count is not None and not has_data(context):
             return PassResult.nothing(f"which blocks change the least is not known: {NO_DATA}; or name some: blocks=")
         chosen = list(self._chosen(module, context, found))
-        notes = self._left_out(module, context, chosen, rewriter) if chosen else []
-        return PassResult.of(rewriter, [_counted(chosen, found), *notes])
+        notes = [_counted(chosen, found), *self._unknown(found)]
+        notes += self._left_out(module, context, chosen, rewriter) if chosen else []
+        return PassResult.of(rewriter, notes)
 
     def _chosen(self, module: Module, context: Context, found: Sequence[Residual]) -> Iterator[Residual]:
         if self.count is None:
@@ -78,6 +79,11 @@ class PruneBlocks(Pass):
         losses = changes(module, context, found)
         order = sorted(range(len(found)), key=lambda at: losses[at])[: self.count]
         yield from (found[at] for at in sorted(order))
+
+    def _unknown(self, found: Sequence[Residual]) -> Iterator[str]:
+        for pattern in self.blocks:
+            if not any(first_match(one.add, (pattern,)) for one in found):
+                yield f"no residual block ends in an addition called '{pattern}'"
 
     def _left_out(
         self, module: Module, context: Context, chosen: Sequence[Residual], rewriter: Rewriter

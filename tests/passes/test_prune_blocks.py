@@ -175,6 +175,12 @@ def test_what_follows_makes_up_for_the_branch(runner: Runner) -> None:
     np.testing.assert_array_equal(numbers(fitted, "w").shape, (8, 8))
 
 
+def test_a_name_that_is_no_block_is_said() -> None:
+    notes = prune(three(1.0), blocks=("s", "nobody*")).steps[0].result.notes
+    assert notes[0].startswith("1 of 2 residual blocks left out")
+    assert notes[1] == "no residual block ends in an addition called 'nobody*'"
+
+
 def test_masks_go_with_their_weights() -> None:
     module = three(1.0)
     module.masks |= {"u1": numbers(module, "u1") > -9, "u2": numbers(module, "u2") > -9}
