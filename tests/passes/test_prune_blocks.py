@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pruning_kit import TARGET, compute, model, numbers, run
 
 from joulec.errors import InputError
@@ -196,6 +198,52 @@ def test_without_data_no_count(runner: Runner) -> None:
 def test_options_out_of_range(text: str) -> None:
     with pytest.raises(InputError, match="count"):
         parse(text, {PruneBlocks.pass_name(): PruneBlocks})
+
+
+CHAINS = st.recursive(
+    st.just("layer"), lambda inner: st.tuples(st.sampled_from(["block", "scaled"]), st.lists(inner, min_size=1, max_size=3))
+)
+"""A layer, or a block around a chain of them; `scaled` blocks multiply their input by a number first."""
+
+
+class _Written:
+    """A random network as ONNX text, and what is left of it when every outermost block has gone."""
+
+    def __init__(self, chain: list[object]) -> None:
+        self.lines: list[str] = []
+        self.left: list[str] = []
+        self.end = self._chain(chain, "x0", outermost=True)
+
+    def _made(self, text: str) -> str:
+        self.lines.append(f"v{len(self.lines)} = {text}")
+        return f"v{len(self.lines) - 1}"
+
+    def _chain(self, chain: list[object], value: str, outermost: bool) -> str:
+        for one in chain:
+            if one == "layer":
+                value = self._made(f"MatMul({value}, u)")
+                self.left += ["layer"] if outermost else []
+            else:
+                kind, inner = one  # type: ignore[misc]
+                value = self._made(f"Mul({value}, k)") if kind == "scaled" else value
+                self.left += ["scale"] if kind == "scaled" and outermost else []
+                value = self._made(f"Add({self._chain(inner, value, False)}, {value})")
+        return value
+
+
+@settings(max_examples=30, deadline=None)
+@given(chain=st.lists(CHAINS, min_size=1, max_size=4))
+def test_whatever_is_nested_the_shortcuts_are_left(chain: list[object]) -> None:
+    made = _Written(chain)
+    text = f"g (float[N, 8] x0) => (float[N, 8] y) {{ {' '.join(made.lines)} y = Relu({made.end}) }}"
+    u = np.random.default_rng(5).standard_normal((8, 8)).astype(np.float32) / 3
+    x = np.random.default_rng(6).standard_normal((2, 8)).astype(np.float32)
+    expected = x
+    for one in made.left:
+        expected = expected @ u if one == "layer" else expected * np.float32(1.5)
+    cut = prune(model(text, u=u, k=np.array(1.5, np.float32)), blocks=("*",)).module
+    assert not any("Add" in one for one in operators(cut))
+    np.testing.assert_allclose(compute(cut, x0=x)[0], np.maximum(expected, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_linear_in_blocks() -> None:
