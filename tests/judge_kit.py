@@ -182,7 +182,7 @@ def _draws_of(
     """The draws among `nodes` that `wanted` depends on, and all that it depends on."""
     live, count = set(wanted), 0
     for node in reversed(nodes):
-        if live.isdisjoint(node.output):
+        if live.isdisjoint(node.output) or node.op_type in ("Shape", "Size"):  # these ask nothing of what was drawn
             continue
         called = functions.get((node.domain, node.op_type))
         most, needed = (0, None) if called is None else _draws_of(called.node, set(called.output), functions, false)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,11 @@ LARGE = 1 << 20
 
 @dataclass(frozen=True)
 class EliminateCommonSubexpressions(Pass):
-    """Merge nodes with the same operator, attributes and inputs, and initializers with the same numbers."""
+    """Merge nodes with the same operator, attributes and inputs, and initializers with the same numbers.
+
+    Inside branches and loop bodies too, with what the graphs around them compute; what both branches of an If compute
+    moves in front of it.
+    """
 
     def run(self, module: Module, context: Context) -> PassResult:
         """One sweep in graph order with a hash table: O(nodes + bytes of initializers that share a size)."""
@@ -36,19 +41,34 @@ class EliminateCommonSubexpressions(Pass):
 
 
 def _merge_initializers(module: Module, rewriter: Rewriter) -> None:
-    seen: dict[Hashable, ir.Value] = {}
-    sizes: dict[Hashable, int] = {}
-    values = [v for v in module.graph.initializers.values() if v.const_value is not None and not v.is_graph_input()]
+    """Those of the main graph, and of the graphs inside: equal ones of two of these are stored around them."""
+    graphs = list(walk.graphs_within(module.graph))
+    values = [v for one in graphs for v in one.initializers.values() if v.const_value is not None]
+    values = [value for value in values if not value.is_graph_input()]
+    sizes = Counter(map(_size_key, values))
+    groups: dict[Hashable, list[ir.Value]] = {}
     for value in values:
-        sizes[_size_key(value)] = sizes.get(_size_key(value), 0) + 1
-    for value in values:
-        if sizes[_size_key(value)] < 2 or value.is_graph_output():
-            continue
-        first = seen.setdefault((_size_key(value), _content_key(value), _mask_key(module, value)), value)
-        if first is not value and value.name is not None:
-            with rewriter.rewriting("same-initializer"):
-                rewriter.replace(value, first)
-                rewriter.erase_initializer(module.graph, value.name)
+        if sizes[_size_key(value)] > 1 and not value.is_graph_output():
+            key = (_size_key(value), _content_key(value), _mask_key(module, value))
+            groups.setdefault(key, []).append(value)
+    for equal in (one for one in groups.values() if len(one) > 1):
+        with rewriter.rewriting("same-initializer"):
+            _merge_equal(module, equal, rewriter)
+
+
+def _merge_equal(module: Module, equal: list[ir.Value], rewriter: Rewriter) -> None:
+    home = equal[0].graph
+    if any(value.graph is not home for value in equal) and home is not module.graph:
+        first, tensor = next(iter(module.graph)), equal[0].const_value
+        if tensor is None:
+            return
+        name = equal[0].name or "shared"
+        equal = [rewriter.constant(tensor, name, at=first, follows=equal[0]), *equal]
+    for value in equal[1:]:
+        if value.graph is not None and value.name is not None:
+            graph = value.graph
+            rewriter.replace(value, equal[0])
+            rewriter.erase_initializer(graph, value.name)
 
 
 def _size_key(value: ir.Value) -> Hashable:
@@ -87,6 +107,44 @@ def _merge_nodes(graph: ir.Graph, outer: Mapping[Hashable, ir.Node], rewriter: R
                 continue
         for inner in walk.subgraphs(node):
             _merge_nodes(inner, _Chain(seen, outer), rewriter)
+        if walk.is_onnx(node, "If"):
+            _hoist(node, rewriter)
+
+
+def _hoist(decision: ir.Node, rewriter: Rewriter) -> None:
+    """What both branches of an If compute is computed in front of it, once in the file. O(nodes + edges)."""
+    branches = list(walk.subgraphs(decision))
+    if len(branches) != 2:
+        return
+    ours, theirs = branches
+    twins = {key: node for node in theirs if (key := _free_key(node)) is not None}
+    for node in list(ours):
+        twin = twins.get(_free_key(node))
+        if twin is None or twin.graph is not theirs or not _movable(node, twin):
+            continue
+        with rewriter.rewriting("both-branches", node, twin):
+            made = rewriter.add(
+                node.op_type, list(node.inputs), dict(node.attributes), before=decision, domain=node.domain,
+                outputs=len(node.outputs), name=node.name,
+            )  # fmt: skip
+            readers = [usage.node for output in twin.outputs for usage in output.uses()]
+            for one in (node, twin):
+                for old, new in zip(one.outputs, made, strict=True):
+                    new.type, new.shape = old.type, old.shape
+                    rewriter.replace(old, new)
+                rewriter.erase(one)
+        twins.update({key: reader for reader in readers if (key := _free_key(reader)) is not None})
+
+
+def _free_key(node: ir.Node) -> Hashable | None:
+    """The key of a node that reads nothing of its own graph; None for others."""
+    bound = any(value is not None and value.graph is node.graph for value in node.inputs)
+    return None if bound or node.graph is None else _key(node)
+
+
+def _movable(node: ir.Node, twin: ir.Node) -> bool:
+    outputs = [*node.outputs, *twin.outputs]
+    return all(output.name and not output.is_graph_output() for output in outputs)
 
 
 class _Chain(Mapping[Hashable, ir.Node]):
