@@ -264,8 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     chosen = given.cases or [*TRAINED, *ARCHITECTURES]
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    if not given.only_time and not given.no_peers:
-        PEER.install()
+    if not (given.only_time or given.no_peers):
+        installed()
     for kind, names, measure in (("trained", TRAINED, trained), ("architectures", ARCHITECTURES, architecture)):
         known = kept.setdefault(kind, {})
         for name in (name for name in names if name in chosen):
@@ -275,6 +275,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept[kind] = known = {name: known[name] for name in names if name in known}
             if not given.no_write:
                 write(kept)
+
+
+def installed() -> None:
+    """Make torch-pruning's environment; where that fails its column says so, and joulec is measured all the same."""
+    try:
+        PEER.install()
+    except subprocess.CalledProcessError as error:
+        print(f"  {TORCH} could not be installed: {error}", file=sys.stderr, flush=True)
 
 
 def write(kept: dict[str, Any]) -> None:

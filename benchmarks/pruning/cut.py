@@ -76,7 +76,7 @@ def main(path: Path, data: Path, out: Path) -> dict[str, Any]:
                 opset_version=17, dynamo=False,
             )  # fmt: skip
             left = weights(model) / weights(network(path))
-            return {"ratio": ratio, "validation_drop": drop, "weights left": left}
+            return {"share": ratio, "validation_drop": drop, "weights left": left}
     return {"error": f"even a ratio of {RATIOS[-1]} costs {100 * drop:.1f} points"}
 
 
