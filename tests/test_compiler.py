@@ -80,6 +80,12 @@ def test_int8_that_is_faster_within_the_budget_is_kept(model: Module) -> None:
     assert compiled.decisions.int8 == "quantize"
 
 
+def test_a_model_that_is_quantized_already_is_not_said_to_stay_float(model: Module) -> None:
+    costs, judge = int8_costs(2.0, 1.0), Scripted(lambda module: 1.0)
+    again = compiler(compiler(model, costs, judge).compile().module, costs, judge).compile()
+    assert decision(again, "INT8").reason == "the model is quantized already: never quantized twice"
+
+
 def test_int8_that_is_slower_is_dropped_and_said(model: Module) -> None:
     compiled = compiler(model, int8_costs(1.0, 1.25), Scripted(lambda module: 1.0)).compile()
     assert not is_quantized(compiled.module)

@@ -23,7 +23,7 @@ from joulec.passes import spelling
 from joulec.passes._calibration_file import module_digest
 from joulec.passes._quantizers import QUANTIZERS, REFINEMENTS
 from joulec.passes.base import Pass
-from joulec.passes.calibrate import Calibrate
+from joulec.passes.calibrate import Calibrate, not_quantizable
 from joulec.passes.materialize_weights import MaterializeWeights, computes_weights
 from joulec.passes.pipeline import Outcome
 from joulec.passes.quantize import Quantize
@@ -138,7 +138,8 @@ def _try_all(bench: Bench, floating: Module) -> Module:
     if tried.reason is not None or worth is None:
         reason = tried.reason or "not weighed"
         bench.book.drop(outcome, reason)
-        bench.book.choose("INT8", False, f"the model stays float: {reason}", worth, drop)
+        stays = reason if reason == not_quantizable(floating) else f"the model stays float: {reason}"
+        bench.book.choose("INT8", False, stays, worth, drop)
         trials.note(None)
         return floating
     bench.book.keep(outcome)

@@ -105,6 +105,7 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
     _check_header(proto, source)
     onnx_untrusted.check(proto, source)
     check_functions(proto, source.name)
+    onnx_untrusted.refuse_maps(proto, source)
     notes: tuple[str, ...] = ()
     if _has_sparse(proto, source):
         copy = onnx.ModelProto()

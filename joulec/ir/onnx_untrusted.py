@@ -351,3 +351,20 @@ def _flat_indices(indices: np.ndarray, shape: tuple[int, ...], count: int) -> np
     if indices.shape != (count,) or (count and (indices.min() < 0 or indices.max() >= math.prod(shape))):
         return None
     return indices
+
+
+def refuse_maps(proto: onnx.ModelProto, source: Source) -> None:
+    """Classifiers of scikit-learn and its kin end in a ZipMap unless told otherwise: a dict of classes for each row.
+
+    Raises:
+        InputError: the graph takes or gives such maps.
+    """
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value") or "").elem_type
+        if kind.HasField("map_type"):
+            raise InputError(
+                f"{source.name}: '{value.name}' holds maps, and joulec compiles tensors; convert the model to plain "
+                "probabilities instead (skl2onnx: options={'zipmap': False}; onnxmltools: zipmap=False)"
+            )

@@ -229,3 +229,15 @@ def test_two_initializers_of_one_name_must_be_the_same():
     assert list(read(model([add()], [ones, ones])).graph.initializers) == ["w"]
     with pytest.raises(InputError, match="initializer 'w' of graph 'g' is there twice, with different numbers"):
         read(model([add()], [ones, twos]))
+
+
+def test_a_dict_of_classes_for_each_row_is_refused_with_what_to_do() -> None:
+    """As skl2onnx and onnxmltools write classifiers unless they are told not to."""
+    zipped = oh.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    proto = model([zipped])
+    proto.opset_import.append(oh.make_opsetid("ai.onnx.ml", 3))
+    dicts = oh.make_sequence_type_proto(oh.make_map_type_proto(7, oh.make_tensor_type_proto(FLOAT, [])))
+    proto.graph.output[0].type.CopyFrom(dicts)
+    with pytest.raises(InputError, match=r"'y' holds maps, .*\{'zipmap': False\}") as caught:
+        read(proto)
+    assert "malformed" not in str(caught.value)
