@@ -18,7 +18,7 @@ from joulec.energy import proto_types as types
 from joulec.energy.known import constant_of, evaluate, small_array
 from joulec.energy.proto_types import Type
 from joulec.energy.standins import standin_of
-from joulec.ir.shapes import negative_dim
+from joulec.ir.shapes import negative_dim, read_as_onnx
 from joulec.ir.values import Array
 from joulec.ir.walk import ONNX_DOMAINS
 
@@ -83,6 +83,7 @@ def resolve(model: onnx.ModelProto, symbolic: bool = False) -> Found:
     Raises:
         Whatever ONNX's inference raises on a malformed model.
     """
+    read_as_onnx(model)
     _forget_declared(model.graph)
     traps = _has_traps(model.graph) or negative_dim(model) is not None
     inferred = model if traps else onnx.shape_inference.infer_shapes(model, False, False, data_prop=False)

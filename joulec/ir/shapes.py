@@ -43,9 +43,30 @@ def _undeclared(module: Module) -> onnx.ModelProto:
     """A copy of the skeleton in which nothing is said of what the graph computes."""
     bare = onnx.ModelProto()
     bare.CopyFrom(skeleton_of(module))
+    read_as_onnx(bare)
     for graph in _graphs(bare.graph):
         _forget_declared(graph)
     return bare
+
+
+SAME_SHAPE = {"Scaler": "Cast", "Normalizer": "Cast", "Imputer": "Identity"}
+"""Operators of ai.onnx.ml of which onnx infers nothing -> the standard one with an output of the same type and shape.
+
+Pipelines of scikit-learn begin with them, and without their shapes nothing behind them has any.
+"""
+
+
+def read_as_onnx(copy: onnx.ModelProto) -> None:
+    """Turn operators that onnx's inference knows nothing of into others of the same types; for inference alone."""
+    if all(imported.domain not in walk.ONNX_DOMAINS for imported in copy.opset_import):
+        return
+    for graph in _graphs(copy.graph):
+        for node in graph.node:
+            if node.domain == "ai.onnx.ml" and node.op_type in SAME_SHAPE:
+                node.domain, node.op_type = "", SAME_SHAPE[node.op_type]
+                to = [onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT)] if node.op_type == "Cast" else []
+                del node.attribute[:]
+                node.attribute.extend(to)
 
 
 def contradiction(module: Module) -> str | None:
