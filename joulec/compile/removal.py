@@ -190,8 +190,9 @@ class Removals:
         for worth, one in zip(worths, ways, strict=True):
             if one is not best:
                 names = " and ".join(spelled.partition("{")[0] for spelled in one.book.removals)
-                said = f"{names} together {worth.would('the whole')}, drop {self._bench.drop_of(one.module):.4f}"
-                best.book.choose(names, False, f"{said}; the budget is spent better otherwise", worth, ordered=True)
+                drop = self._bench.drop_of(one.module)
+                said = f"{worth.would('the whole')}, drop {drop:.4f}; the budget is spent better otherwise"
+                best.book.choose(names, False, said, worth, drop, ordered=True)
         return best
 
     def _carried_out(self, passes: Sequence[Pass], budget: float | None) -> tuple[Module, list[Pass]]:
