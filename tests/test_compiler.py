@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from compile_kit import PricedRunner, cnn, feeds, is_quantized, operators, write
 
 from joulec.accuracy import FidelityJudge, Judge
 from joulec.backends import backend
-from joulec.compile.search import NOISIER, SLOWER
+from joulec.compile.int8 import _Trials
+from joulec.compile.search import NOISIER, SLOWER, Proposal
 from joulec.compiler import Compiled, Compiler, Inputs, Orders
 from joulec.decisions import Decisions
 from joulec.energy import EnergyModel, load_profile
@@ -25,6 +27,7 @@ from joulec.ir.session import SessionOptions
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context, Fidelity, Pass, PassResult
 from joulec.passes.fuse_affine import FuseAffine
+from joulec.passes.quantize import Quantize
 
 ENERGY = EnergyModel(load_profile("generic-server-cpu"), "cpu")
 
@@ -532,6 +535,23 @@ def test_weights_are_fitted_to_the_data_where_that_spares_operators_from_staying
     assert all(np.array_equal(one.const_value.numpy(), other.const_value.numpy()) for one, other in same)
     plain = Scripted(lambda module: 1.0)
     assert compiler(model, int8_costs(2.0, 1.0), plain).compile().decisions.int8 == "quantize", "not needed: not done"
+
+
+def test_where_nothing_pays_the_reason_is_that_of_what_came_nearest(model: Module) -> None:
+    price = {0: 1.0, 2: 1.25}  # convolutions alone; all of it takes 1.5
+    slow = compiler(model, lambda module: price.get(_in_integers(module), 1.5), Scripted(lambda module: 1.0))
+    assert decision(slow.compile(), "INT8").ratio == 0.8
+    scores = {0: 1.0, 2: 0.9}
+    lossy = compiler(
+        model, int8_costs(2.0, 1.0), Scripted(lambda module: scores.get(_in_integers(module), 0.5)), search_seconds=0.0
+    )
+    assert "it drops 0.1000" in decision(lossy.compile(), "INT8").reason
+
+
+def test_weights_that_stay_float_are_not_fitted() -> None:
+    tried = SimpleNamespace(proposal=Proposal(Quantize(keep_float=("first", "last"))))
+    proposed: Any = _Trials.refine(SimpleNamespace(attempt=lambda proposal, timed: proposal), tried)
+    assert [one.keep_float for one in proposed.refinements] == [("first", "last")] * 2
 
 
 def test_no_time_to_search_leaves_the_fixed_ways(model: Module) -> None:

@@ -13,6 +13,7 @@ TARGETS: Mapping[str, tuple[str, float]] = {
 TITLES = {
     "mape": "models, CPU s", "latency_mape": "models, latency", "op_median": "kernels, median", "tau": "Kendall's tau",
     "signs": "signs", "coverage": "in the interval",
+    "interval": "interval score",
 }  # fmt: skip
 
 
@@ -38,12 +39,14 @@ def _parts(kept: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         "No coefficient was fitted to a network, but what a kernel's time is a sum of was worked out with the times of "
-        "these networks' kernels in view; on others it may do worse. The machine had other work meanwhile, which CPU "
-        "seconds leave out but for the caches and memory that it took; microbenchmarks and networks were timed in turn "
-        "over an hour."
+        "these networks' kernels in view; on others it may do worse. Microbenchmarks and networks were timed in one "
+        "run of half an hour, at the highest priority; other work ran at the lowest, and took caches and memory."
     )
     yield from _tables(kept["scores"])
-    yield f"An interval is the prediction divided by, and times, {kept['spread']:.2f}."
+    yield (
+        f"An interval is the prediction divided by, and times, {kept['spread']:.2f}; the unfitted roofline's, 3. Their "
+        "score is the width of the 95 % interval of log times, and 40 times what lies beyond it; smaller is better."
+    )
     yield "\n".join(_verdicts(kept["scores"]["left out: family"][OURS]))
     yield "## By family"
     yield _families(kept["families"])
@@ -74,7 +77,7 @@ def _tables(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[s
 def _cell(key: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.2f}" if key == "tau" else f"{100 * value:.1f} %"
+    return f"{value:.2f}" if key in ("tau", "interval") else f"{100 * value:.1f} %"
 
 
 def _verdicts(ours: Mapping[str, float]) -> Iterator[str]:

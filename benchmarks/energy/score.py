@@ -13,6 +13,9 @@ from zoo import Run
 LEAST = 10e-6
 """Kernels of at least this many seconds are scored: the profiler's clock has steps of 1 us."""
 
+LEVEL = 0.95
+"""Of the intervals."""
+
 NOISE = 0.02
 """Changes below this are none: what a measured ratio of the same model shows by itself."""
 
@@ -28,6 +31,7 @@ class Score:
         tau: Kendall's rank correlation of the models' times.
         signs: share of the measured changes whose direction is predicted.
         coverage: share of the models whose time lies in the interval; None where the method has none.
+        interval: mean score of the 95 % intervals, which wide ones lose as well as missed ones; None without one.
         models, kernels, changes: how many each figure is of.
     """
 
@@ -37,6 +41,7 @@ class Score:
     tau: float
     signs: float
     coverage: float | None
+    interval: float | None
     models: int
     kernels: int
     changes: int
@@ -66,6 +71,7 @@ def score(timed: Sequence[Timed], predicted: Mapping[Run, Predicted], pairs: Map
         float(np.mean(np.abs(ratio - 1))), float(np.mean(np.abs(wall - 1))),
         float(np.median(np.abs(kernels))) if kernels else None,
         float(tau.statistic), float(np.mean(signs)), _coverage(models, predicted),
+        _interval(models, predicted),
         len(models), len(kernels), len(signs),
     )  # fmt: skip
 
@@ -104,6 +110,20 @@ def _coverage(models: Sequence[Timed], predicted: Mapping[Run, Predicted]) -> fl
         if spread is not None
     ]
     return float(np.mean(inside))
+
+
+def _interval(models: Sequence[Timed], predicted: Mapping[Run, Predicted]) -> float | None:
+    """Mean interval score of log times: the width, and 2 / alpha times how far beyond it the truth lies (Gneiting and
+    Raftery, Strictly Proper Scoring Rules, 2007, section 6.2). Smaller is better.
+    """
+    found = []
+    for one in models:
+        spread = predicted[one.run].spread
+        if spread is None:
+            return None
+        beyond = abs(np.log(one.cpu_seconds / predicted[one.run].seconds)) - np.log(spread)
+        found.append(2 * np.log(spread) + 2 / (1 - LEVEL) * max(beyond, 0.0))
+    return float(np.mean(found))
 
 
 def left_out(

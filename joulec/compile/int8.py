@@ -133,7 +133,7 @@ def _try_all(bench: Bench, floating: Module) -> Module:
     for quantize in _ways(bench, floating):
         trials.attempt(Proposal(quantize))
     trials.search()
-    tried = trials.best() or trials.tried[0]
+    tried = trials.best() or trials.nearest()
     outcome, worth, drop = tried.outcome, tried.worth, tried.drop
     if tried.reason is not None or worth is None:
         reason = tried.reason or "not weighed"
@@ -180,6 +180,14 @@ class _Trials:
         """The best of those that pay."""
         paying = [one for one in self.tried if one.reason is None]
         return best_of(self._bench, [(one.worth, one.outcome.module, one) for one in paying if one.worth is not None])
+
+    def nearest(self) -> _Tried:
+        """Where none pays: of those within the budget the fastest, else the one that loses least."""
+        weighed = [one for one in self.tried if one.worth is not None]
+        if weighed:
+            return max(weighed, key=lambda one: one.worth.rank if one.worth is not None else 0.0)
+        judged = [one for one in self.tried if one.drop is not None]
+        return min(judged, key=lambda one: one.drop or 0.0) if judged else self.tried[0]
 
     @property
     def late(self) -> bool:
@@ -288,7 +296,9 @@ class _Trials:
 
     def refine(self, tried: _Tried, timed: bool = True) -> _Tried:
         """The same set with weights that are fitted to the data. Comes last: the statistics can take minutes."""
-        return self.attempt(replace(tried.proposal, refinements=tuple(one() for one in REFINEMENTS.values())), timed)
+        kept = getattr(tried.proposal.quantize, "keep_float", ())
+        refinements = tuple(one(keep_float=kept) for one in REFINEMENTS.values())
+        return self.attempt(replace(tried.proposal, refinements=refinements), timed)
 
     def descend(self, timed: bool = True) -> Iterator[_Tried]:
         """Sets found by bisection: the fastest one within the budget, and the next more accurate one.

@@ -16,7 +16,9 @@ QUANTIZERS: Mapping[str, type[Pass]] = {
 }  # fmt: skip
 """Pass name -> class. Each has the options `keep_float` and `only`."""
 
-REFINEMENTS: Mapping[str, type[Pass]] = {kind.pass_name(): kind for kind in (ClipWeights, RoundWeights)}
+REFINEMENTS: Mapping[str, type[ClipWeights] | type[RoundWeights]] = {
+    ClipWeights.pass_name(): ClipWeights, RoundWeights.pass_name(): RoundWeights,
+}  # fmt: skip
 """Those that joulec puts before quantization by itself, where it would cost too much accuracy without."""
 
 

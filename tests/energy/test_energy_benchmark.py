@@ -58,6 +58,7 @@ def test_errors_ranks_signs_and_intervals_are_seen(benchmark: dict[str, ModuleTy
     assert found.tau == pytest.approx(1 / 3)
     assert (found.op_median, found.signs) == (0.0, 0.5)
     assert found.coverage == pytest.approx(2 / 3)
+    assert found.interval == pytest.approx(2 * math.log(1.5) + 40 * math.log(3 / 1.5) / 3)
 
 
 def test_what_the_profiler_costs_is_taken_off_every_kernel(benchmark: dict[str, ModuleType]) -> None:
