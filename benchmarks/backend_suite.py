@@ -1,6 +1,7 @@
 """ONNX's own backend tests through joulec: does simplifying change an answer, crash, or refuse?
 
     python benchmarks/backend_suite.py [--filter conv] [--limit 50] [--peers] [--json suite.json]
+    python benchmarks/backend_suite.py --upgrade        (raises the opset instead, and does nothing else)
 
 Every case that plain ONNX Runtime passes is taken twice: as published, and with all inputs but the first made
 constants, so that there is something to fold. The simplified model must give the outputs of the plain one (tightly)
@@ -37,7 +38,8 @@ PEERS = {
     "onnxoptimizer": ("onnxoptimizer", "optimize"),
     "onnxscript": ("onnxscript.optimizer", "optimize"),
 }
-TOOLS = ("joulec", *PEERS)
+UPGRADE = "upgrade-opset"
+TOOLS = ("joulec", *PEERS, UPGRADE)
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest max|y - y0| / max|y0| between the plain and the simplified model; other types must be equal."""
 VERDICTS = ("right", "wrong", "crash", "refused")
@@ -157,9 +159,24 @@ def simplifier(tool: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         import joulec
 
         return joulec.simplify
+    if tool == UPGRADE:
+        return upgraded
     home, function = PEERS[tool]
     call: Callable[[onnx.ModelProto], Any] = getattr(importlib.import_module(home), function)
     return (lambda model: call(model)[0]) if tool == "onnxsim" else call
+
+
+def upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at the newest opset that joulec knows, by that pass alone: nothing is rolled back here."""
+    from joulec.api import SIMPLIFY
+    from joulec.ir.lower import lower
+    from joulec.passes.base import Context
+    from joulec.passes.opset_adapters import NEWEST
+    from joulec.passes.upgrade_opset import UpgradeOpset
+
+    module = lower(model).module
+    UpgradeOpset(to=NEWEST).run(module, Context(SIMPLIFY))
+    return module.to_proto()
 
 
 # -- comparing ----------------------------------------------------------------------------------------------------
@@ -359,7 +376,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N of them")
-    parser.add_argument("--peers", action="store_true", help=f"also those installed of {', '.join(TOOLS[1:])}")
+    parser.add_argument("--peers", action="store_true", help=f"also those installed of {', '.join(PEERS)}")
+    parser.add_argument("--upgrade", action="store_true", help="only raise the opset of each case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and all that was not right to FILE")
     parser.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
@@ -367,7 +385,8 @@ def main() -> int:
     if given.child:
         work(given.child, given.filter, given.limit, given.first)
         return 0
-    tools = [tool for tool in TOOLS[: len(TOOLS) if given.peers else 1] if importlib.util.find_spec(tool)]
+    tools = [UPGRADE] if given.upgrade else ["joulec"]
+    tools += [tool for tool in PEERS if given.peers and importlib.util.find_spec(tool)]
     runs = [run_tool(tool, given.filter, given.limit) for tool in tools]
     print(table(runs))
     for verdict in runs[0].bad():
