@@ -23,6 +23,8 @@ from joulec.ir.verify import checker_problem
 from joulec.passes._qdq_graph import is_quantize
 from joulec.passes._qdq_lint import has_sparse_weights
 from joulec.passes.base import Pass
+from joulec.passes.eliminate_dead_code import EliminateDeadCode
+from joulec.passes.fit_kernels import FitKernels
 from joulec.passes.legalize_qdq import LegalizeQdq
 from joulec.passes.schemes import TENSORRT_SCHEME
 from joulec.passes.target import Target
@@ -40,6 +42,10 @@ class GpuBackend(Backend):
     """What CUDA and TensorRT share."""
 
     fixes_sizes = True
+
+    def fitting(self) -> list[Pass]:
+        """Operators that the provider has kernels for, where an equal one is known."""
+        return [FitKernels(), EliminateDeadCode()]
 
     def check(self, emitted: Artefact) -> list[Rung]:
         written = read(emitted.directory / MODEL_FILE)
@@ -126,7 +132,7 @@ class TensorRtBackend(GpuBackend):
 
     def fitting(self) -> list[Pass]:
         """Q/DQ by TensorRT's rules, whoever put it there."""
-        return [LegalizeQdq()]
+        return [*super().fitting(), LegalizeQdq()]
 
     def mending(self) -> list[Pass]:
         """What other tools quantized, in TensorRT's form; scales for each channel need opset 13."""
