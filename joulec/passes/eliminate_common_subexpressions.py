@@ -51,24 +51,23 @@ def _merge_initializers(module: Module, rewriter: Rewriter) -> None:
         if sizes[_size_key(value)] > 1 and not value.is_graph_output():
             key = (_size_key(value), _content_key(value), _mask_key(module, value))
             groups.setdefault(key, []).append(value)
-    for equal in (one for one in groups.values() if len(one) > 1):
-        with rewriter.rewriting("same-initializer"):
-            _merge_equal(module, equal, rewriter)
+    for equal in groups.values():
+        _merge_equal(module, equal, rewriter)
 
 
 def _merge_equal(module: Module, equal: list[ir.Value], rewriter: Rewriter) -> None:
-    home = equal[0].graph
-    if any(value.graph is not home for value in equal) and home is not module.graph:
-        first, tensor = next(iter(module.graph)), equal[0].const_value
-        if tensor is None:
-            return
-        name = equal[0].name or "shared"
-        equal = [rewriter.constant(tensor, name, at=first, follows=equal[0]), *equal]
-    for value in equal[1:]:
-        if value.graph is not None and value.name is not None:
-            graph = value.graph
-            rewriter.replace(value, equal[0])
-            rewriter.erase_initializer(graph, value.name)
+    """One of them for all; in the main graph where several graphs hold one."""
+    home = equal[0]
+    if any(value.graph is not home.graph for value in equal) and home.graph is not module.graph:
+        with rewriter.rewriting("lift-initializer"):
+            tensor, anchor = home.const_value, next(iter(module.graph))
+            home = home if tensor is None else rewriter.constant(tensor, home.name or "shared", at=anchor, follows=home)
+    for value in equal:
+        if value is not home and value.graph is not None and value.name is not None:
+            with rewriter.rewriting("same-initializer"):
+                graph = value.graph
+                rewriter.replace(value, home)
+                rewriter.erase_initializer(graph, value.name)
 
 
 def _size_key(value: ir.Value) -> Hashable:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from joulec.ir import walk
 from joulec.ir.kernel_table import KernelTable, element_type, kernel_table
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule

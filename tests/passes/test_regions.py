@@ -69,7 +69,7 @@ def test_a_clip_is_swallowed_only_around_zero(low: float, swallowed: int) -> Non
         ("a = Conv(x, w) b = Exp(x) c = MaxPool<kernel_shape=[1,1]>(b) y = Add(a, c)", ["Conv"]),
         (
             "a = MaxPool<kernel_shape=[1,1]>(x) b = Conv(x, w) c = Add(a, b) y = Conv(c, w)",
-            ["MaxPool", "Conv", "Add", "Conv"],
+            ["Conv", "Conv"],  # integers that no integer kernel made are slow to pool
         ),
         ("a = Conv(x, w) g = GlobalAveragePool(x) e = Exp(g) m = Mul(a, e) y = Conv(m, w)", ["Conv", "Mul", "Conv"]),
         ("a = Conv(x, w) e = Exp(x) m = Mul(a, e) y = Conv(m, w)", ["Conv", "Conv"]),
