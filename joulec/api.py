@@ -23,9 +23,9 @@ from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.feeds import Feeds
 from joulec.ir.lower import lower
 from joulec.ir.module import INLINE_LIMIT, Module, inline_proto
-from joulec.ir.partial import forget_names
 from joulec.ir.runner import Runner
 from joulec.ir.session import SessionOptions
+from joulec.ir.size_names import forget_names
 from joulec.measuring import Measured, measure_pair
 from joulec.passes import registry, spelling
 from joulec.passes.base import Context

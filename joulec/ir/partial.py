@@ -238,18 +238,6 @@ def _is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name.lower() not in _NAMELESS
 
 
-def forget_names(module: Module) -> None:
-    """Drop the names of sizes of intermediate values; numbers and ranks stay.
-
-    ONNX Runtime 1.32 takes two values for equal in shape where a file says so by name, and then fuses residual Adds
-    into SkipLayerNormalization, whose CPU kernel is slower: 0.89x on a small encoder, 1.02x without the names.
-    """
-    for node in walk.nodes(module.model):
-        for value in node.outputs if node.domain in walk.RUNTIME_DOMAINS else ():
-            if value.shape is not None and not value.is_graph_output():
-                value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in value.shape])
-
-
 def reshape_target(
     symbols: Symbols, data: Dims, target: Sequence[Element], result: Dims | None, allow_zero: bool
 ) -> list[int] | None:

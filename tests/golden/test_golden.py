@@ -28,6 +28,8 @@ from joulec.passes.spelling import parse
 from joulec.passes.target import Target
 
 CONTEXT = Context(target=Target("cpu", "CPUExecutionProvider", 19, 9, None, "generic-server-cpu"))
+CONTEXTS = {"fit-kernels": Context(target=Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100"))}
+"""Passes that look at a target's kernels -> the target of their golden graphs; the others run for the CPU."""
 FILES = sorted(Path(__file__).parent.glob("*.txt"))
 NOT_RUN = {
     "eliminate-common-subexpressions-random": "its numbers are random",
@@ -61,7 +63,7 @@ def compiled(pipeline: str, text: str) -> tuple[str, list[str]]:
     for one in parse(pipeline, builtin()):
         assert one.fidelity is Fidelity.EXACT
         infer_shapes(module)
-        result = one.run(module, CONTEXT)
+        result = one.run(module, CONTEXTS.get(one.pass_name(), CONTEXT))
         reasons += [f"{refusal.rule}: {refusal.reason}" for refusal in result.refusals]
         verifier.verify(module)
     return normal(module.to_proto()), list(dict.fromkeys(reasons))
@@ -72,7 +74,9 @@ def outputs(text: str) -> dict[str, np.ndarray]:
     random, feed = np.random.default_rng(0), {}
     for value in module.inputs():
         assert value.shape is not None
-        feed[value.name or ""] = random.normal(size=[d if isinstance(d, int) else 3 for d in value.shape]).astype(np.float32)
+        assert value.dtype is not None
+        numbers = random.normal(size=[d if isinstance(d, int) else 3 for d in value.shape])
+        feed[value.name or ""] = (numbers if value.dtype.is_floating_point() else 9 * numbers).astype(value.dtype.numpy())
     with LocalRunner() as runner:
         return runner.run(runner.load(module, options=SessionOptions(optimization="none")), feed)
 
