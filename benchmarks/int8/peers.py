@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENTS = Path(__file__).resolve().parents[2] / "build" / "peers"
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = ROOT / "build" / "peers"
 WORKER = Path(__file__).with_name("quantize.py")
 MEMORY = 20 << 30
 
@@ -89,4 +90,5 @@ def result(command: list[str], seconds: float, folder: Path) -> dict[str, Any]:
     if lines and done.returncode == 0:
         return dict(json.loads(lines[-1].removeprefix("RESULT ")))
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return {"error": (said[-1] if said else f"exit {done.returncode}")[:160]}
+    why = said[-1] if said else f"exit {done.returncode}"
+    return {"error": why.replace(f"{ROOT}/", "")[:160]}  # results are published: no paths of this machine
