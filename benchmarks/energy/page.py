@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 OURS = "joulec"
@@ -66,12 +66,9 @@ def _tables(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[s
         yield f"## Left out: one {fold.rpartition(' ')[2]} at a time"
         first = next(iter(methods.values()))
         counts = f"{first['models']} models, {first['kernels']} kernels of at least 10 us, {first['changes']} changes."
-        rows = ["| method | " + " | ".join(TITLES.values()) + " |", "| --- " * (len(TITLES) + 1) + "|"]
-        for method, one in methods.items():
-            cells = " | ".join(_cell(key, one[key]) for key in TITLES)
-            rows.append(f"| {method} | {cells} |")
+        rows = ((method, *(_cell(key, one[key]) for key in TITLES)) for method, one in methods.items())
         yield f"{counts} Errors are relative; the models' are means of absolute ones."
-        yield "\n".join(rows)
+        yield _table(("method", *TITLES.values()), rows)
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -88,28 +85,33 @@ def _verdicts(ours: Mapping[str, float]) -> Iterator[str]:
 
 
 def _families(families: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| family | models, CPU s | kernels, median | models |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {name} | {100 * one['mape']:.1f} % | {100 * one['op_median']:.1f} % | {one['models']} |"
-        for name, one in families.items()
-    ]
-    return "\n".join(rows)
+    return _table(
+        ("family", "models, CPU s", "kernels, median", "models"),
+        (
+            (name, f"{100 * one['mape']:.1f} %", f"{100 * one['op_median']:.1f} %", one["models"])
+            for name, one in families.items()
+        ),
+    )
 
 
 def _changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| change | detectable | direction right | error of the ratio, median |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {name} | {one['detectable']} of {one['pairs']} | {one['right']} | {100 * one['error']:.1f} % |"
-        for name, one in changes.items()
-    ]
-    return "\n".join(rows)
+    return _table(
+        ("change", "detectable", "direction right", "error of the ratio, median"),
+        (
+            (name, f"{one['detectable']} of {one['pairs']}", one["right"], f"{100 * one['error']:.1f} %")
+            for name, one in changes.items()
+        ),
+    )
 
 
 def _models(models: Mapping[str, Mapping[str, float]]) -> str:
-    rows = ["| model | measured ms | joulec ms | off by |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {name} | {1e3 * one['cpu_seconds']:.3f} | {1e3 * one['predicted']:.3f} | "
-        f"{100 * (one['predicted'] / one['cpu_seconds'] - 1):+.0f} % |"
-        for name, one in models.items()
-    ]
-    return "\n".join(rows)
+    def cells(name: str, measured: float, predicted: float) -> tuple[str, ...]:
+        return name, f"{1e3 * measured:.3f}", f"{1e3 * predicted:.3f}", f"{100 * (predicted / measured - 1):+.0f} %"
+
+    rows = (cells(name, one["cpu_seconds"], one["predicted"]) for name, one in models.items())
+    return _table(("model", "measured ms", "joulec ms", "off by"), rows)
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [titles, ("---",) * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

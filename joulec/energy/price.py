@@ -198,8 +198,8 @@ def kernel_features(work: Work, rates: Rates, resident: Resident) -> dict[str, d
         found["reorder"] = {"byte": work.reordered_bytes, "launch": work.reorders}
     if work.views:
         found["view"] = {"launch": work.views}
-    for family, (count, elements) in work.turned.items():
-        found["turn"] = {"launch": float(count), "byte": float(elements * (1 if family.startswith("int8-") else 4))}
+    if work.turns:
+        found["turn"] = {"byte": work.turned_bytes, "launch": work.turns}
     return found
 
 

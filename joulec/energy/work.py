@@ -34,7 +34,8 @@ class Work:
         reordered_bytes: bytes written where its input or output changes layout for it.
         reorders: how many such changes there are.
         views: Reshapes that the runtime puts around it.
-        turned: family of Transposes that the runtime puts around it -> (how many, elements that they move).
+        turned_bytes: bytes that Transposes move which the runtime puts around it.
+        turns: how many such there are.
     """
 
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -49,7 +50,8 @@ class Work:
     reorders: int = 0
     views: int = 0
     fed_bytes: int = 0
-    turned: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    turned_bytes: int = 0
+    turns: int = 0
 
     @property
     def bytes(self) -> int:
@@ -86,17 +88,9 @@ def work_of(node: ir.Node, kernel: Kernel, sizes: Sizes, constants: Constants) -
     return Work(
         done, weights, activations, written, 1, kernel.name, family, terms,
         sum(sizes.nbytes(value) for value in kernel.reordered), len(kernel.reordered), kernel.views,
-        min(activations, sum(sizes.nbytes(value) for value in _fed(kernel))), _turned(kernel, sizes),
+        min(activations, sum(sizes.nbytes(value) for value in _fed(kernel))),
+        sum(sizes.nbytes(value) for value in kernel.turned), len(kernel.turned),
     )  # fmt: skip
-
-
-def _turned(kernel: Kernel, sizes: Sizes) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
-    for value in kernel.turned:
-        family = "int8-transpose" if dtype_class(value.dtype) == "int8" else "transpose"
-        count, moved = found.get(family, (0, 0))
-        found[family] = (count + 1, moved + sizes.count(value))
-    return found
 
 
 def _fed(kernel: Kernel) -> set[ir.Value]:

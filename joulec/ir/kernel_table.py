@@ -83,6 +83,12 @@ class KernelTable:
         said = ", ".join(sorted(set(types.values())))
         return f"no {self.provider} kernel for {_named(node)} of opset {opset} with {said}"
 
+    def refusal_of(self, op_type: str, operands: Sequence[ir.Value], opset: int) -> str | None:
+        """Why no kernel would take an ONNX operator whose operands, and result, have the types of `operands`."""
+        inputs = [ir.Value(name=f"x{index}", type=one.type, shape=one.shape) for index, one in enumerate(operands)]
+        made = ir.Value(name="y", type=operands[0].type)
+        return self.refusal(ir.Node("", op_type, inputs, outputs=[made]), {"": opset})
+
     def _has_version(self, kernel: Kernel, node: ir.Node, opset: int) -> bool:
         """As ONNX Runtime matches: a kernel without an end is for the version it names, and for no later one."""
         if self.provider == "tensorrt":

@@ -18,30 +18,31 @@ def forget_names(module: Module) -> None:
     into SkipLayerNormalization, whose CPU kernel is slower: 0.89x on a small encoder, 1.02x without the names. A
     Reshape that merges dimensions hands a name on where it keeps a size, and none where it fits the same size.
     """
-    fitted: dict[ir.Value, ir.Value] = {}
     for node in walk.nodes(module.model):
         for value in node.outputs if node.domain in walk.RUNTIME_DOMAINS else ():
             if value.shape is not None and not value.is_graph_output():
                 value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in value.shape])
-        if walk.is_onnx(node, "Reshape"):
-            _fit(node, module, fitted)
+    merging = [node for node in walk.nodes(module.model) if walk.is_onnx(node, "Reshape") and _merges(node)]
+    if merging:
+        _fit(merging, Rewriter(module, "size-names"))
 
 
-def _fit(node: ir.Node, module: Module, fitted: dict[ir.Value, ir.Value]) -> None:
+def _fit(merging: list[ir.Node], names: Rewriter) -> None:
     """Reshape(x, (1, 0, 64)) -> Reshape(x, (1, -1, 64)), where x has more dimensions, and the size no number."""
-    target = input_at(node, 1)
-    if target is None or not _merges(node) or not target.is_initializer() or target.graph is None:
-        return
-    if target not in fitted:
-        numbers = np.array([-1 if size == 0 else size for size in np.asarray(constant(target)).tolist()], np.int64)
-        tensor = ir.Tensor(numbers)
-        name = Rewriter(module, "size-names").fresh(f"{target.name}_fitted")
-        made = ir.Value(name=name, shape=tensor_shape(tensor), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        target.graph.register_initializer(made)
-        fitted[target] = made
-    node.replace_input_with(1, fitted[target])
-    if not target.uses() and not target.is_graph_output() and target.name is not None:
-        del target.graph.initializers[target.name]
+    fitted: dict[ir.Value, ir.Value] = {}
+    for node in merging:
+        target = input_at(node, 1)
+        if target is None or not target.is_initializer() or target.graph is None:
+            continue
+        if target not in fitted:
+            numbers = np.asarray(constant(target))
+            tensor = ir.Tensor(np.where(numbers == 0, -1, numbers))
+            name, kind = names.fresh(f"{target.name}_fitted"), ir.TensorType(tensor.dtype)
+            fitted[target] = ir.Value(name=name, shape=tensor_shape(tensor), type=kind, const_value=tensor)
+            target.graph.register_initializer(fitted[target])
+        node.replace_input_with(1, fitted[target])
+        if not target.uses() and not target.is_graph_output() and target.name is not None:
+            del target.graph.initializers[target.name]
 
 
 def _merges(node: ir.Node) -> bool:

@@ -53,6 +53,8 @@ def _unread_arguments(module: Module) -> Iterator[tuple[ir.Node, int]]:
     ONNX Runtime refuses an argument of four bits whose type the body does not tell.
     """
     functions = module.model.functions
+    if not functions:
+        return
     calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {key: [] for key in functions}
     within = nx.DiGraph()
     within.add_nodes_from(functions)

@@ -67,9 +67,7 @@ def _swap_producer(node: ir.Node, kept: ir.Value, rewriter: Rewriter) -> None:
 
 def _no_identity(value: ir.Value, opset: int) -> str | None:
     """Why ONNX Runtime could not run an Identity of `value`: it moves numbers of 4 bits, but has no kernel for that."""
-    alone = ir.Value(name="x", type=value.type)
-    made = ir.Value(name="y", type=value.type)
-    return kernel_table("cpu").refusal(ir.Node("", "Identity", [alone], outputs=[made]), {"": opset})
+    return kernel_table("cpu").refusal_of("Identity", [value], opset)
 
 
 def _unchanged_input(node: ir.Node, opset: int) -> int | None:

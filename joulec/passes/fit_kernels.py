@@ -42,16 +42,10 @@ class ClipAsBounds(Rule):
         if rewriter.in_function(node) or self._table.refusal(node, imports) is None:
             return
         bounds = [(op, value) for op, value in (("Max", low), ("Min", high)) if value is not None]
-        if any(self._lacks(op, x, imports["" if "" in imports else "ai.onnx"]) for op, _ in bounds):
+        if any(self._table.refusal_of(op, [x, x], rewriter.module.opset) for op, _ in bounds):
             raise Refused(f"there is no kernel for {' and '.join(op for op, _ in bounds)} of {element_type(x)} either")
         made = x
         for op, bound in bounds:
             (made,) = rewriter.add(op, [made, bound], before=node, name=node.name, like=node.outputs[0])
         rewriter.replace(node.outputs[0], made)
         rewriter.erase(node)
-
-    def _lacks(self, op: str, x: ir.Value, opset: int) -> bool:
-        """Whether two numbers of the type of `x` have no `op`."""
-        probe = ir.node(op, [ir.Value(name=name, type=x.type, shape=x.shape) for name in "ab"], num_outputs=1)
-        probe.outputs[0].type = x.type
-        return self._table.refusal(probe, {"": opset}) is not None

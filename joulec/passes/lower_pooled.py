@@ -12,14 +12,10 @@ from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import Array, attribute, constant, constant_tensor, sole_consumer
+from joulec.passes.align_channels import UNARY
 from joulec.passes.base import Context, RulePass
+from joulec.passes.widen_convolutions import BLOCK
 
-BLOCK = 16
-"""Channels of a block of ONNX Runtime's fastest convolutions with AVX-512; half of it without."""
-
-UNARY = frozenset(
-    "Celu Clip Elu Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Sigmoid Softplus Softsign Tanh".split()
-)
 BINARY = frozenset("Add Div Mul Sub".split())
 
 
