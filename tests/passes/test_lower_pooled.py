@@ -37,6 +37,14 @@ def test_what_flattens_the_image_is_no_longer_needed() -> None:
     assert ops(module) == ["ReduceMean", "Gemm"]
 
 
+@pytest.mark.parametrize("flattens", ["Flatten(r)", "Reshape(r, shape)"])
+def test_without_a_convolution_the_pooling_takes_the_flattening_in(flattens: str) -> None:
+    graph = f"(float[N,24,H,W] x) => (float[N,24] y) {{ p = GlobalAveragePool(x) r = Relu(p) y = {flattens} }}"
+    module = build(graph, **({"shape": np.array([0, -1])} if "shape" in flattens else {}))
+    fuse(module, LowerPooled())
+    assert ops(module) == ["ReduceMean", "Relu"]
+
+
 def test_an_image_of_one_pixel_that_is_the_output_stays_one() -> None:
     graph = "(float[N,24,H,W] x) => (float[N,6,1,1] y) { p = GlobalAveragePool(x) y = Conv(p, w, b) }"
     module = build(graph, w=WEIGHTS["w"], b=WEIGHTS["b"])
@@ -66,6 +74,17 @@ def test_masks_of_the_weights_follow() -> None:
             {"2 Reshapes would come to it"},
         ),
         ("(float[N,24,H,W] x) => (float[N,24,1,1] y) { p = GlobalAveragePool(x) y = Relu(p) }", {}, set()),
+        (
+            "(float[N,32,H,W] x) => (float[N,32] y) { p = GlobalAveragePool(x) y = Flatten(p) }",
+            {},
+            {"its 32 channels fill blocks of 16, and are pooled as they are"},
+        ),
+        (
+            "(float[N,24,H,W] x) => (float[N,24] y, float[N,24,1,1] r) "
+            "{ p = GlobalAveragePool(x) r = Relu(p) y = Flatten(p) }",
+            {},
+            set(),
+        ),
         ("(double[N,24,H,W] x) => (double[N,24,1,1] y) { y = GlobalAveragePool(x) }", {}, set()),
         ("(float[N,24,L] x) => (float[N,24,1] y) { y = GlobalAveragePool(x) }", {}, set()),
         ("(float[N,C,H,W] x) => (float[N,6,1,1] y) { p = GlobalAveragePool(x) y = Conv(p, w, b) }", {}, set()),
