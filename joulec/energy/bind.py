@@ -51,7 +51,6 @@ def bind(module: Module, spec: Spec) -> tuple[Module, dict[str, int]]:
 
 def bind_in_place(module: Module, spec: Spec) -> dict[str, int]:
     """Like `bind`, on `module` itself, and without inferring shapes again: sizes only replace their symbols."""
-    open_negative_dims(module)
     binding = _Binding(module.inputs(), symbols(module))
     for name, size in spec.items():
         binding.add(name, size)
@@ -67,7 +66,6 @@ def fix_in_place(module: Module, spec: Spec) -> list[str]:
     Returns:
         The names of the dimensions that were fixed.
     """
-    open_negative_dims(module)
     binding = _Binding(module.inputs(), symbols(module))
     for name, size in spec.items():
         binding.add(name, size)
@@ -95,13 +93,6 @@ def still_open(module: Module, spec: Spec) -> dict[str, int | tuple[int, ...]]:
     return {name: size for name, size in spec.items() if name in known or name in inputs}
 
 
-def open_negative_dims(module: Module) -> None:
-    """Some exporters write -1 for "any size"; as a number it would spread through shape inference."""
-    for value in _values(module):
-        if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
-            value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
-
-
 def _values(module: Module) -> Iterator[ir.Value]:
     for graph in walk.graphs(module.model):
         yield from graph.inputs
@@ -120,8 +111,6 @@ def _free(value: ir.Value) -> Iterator[tuple[int, str]]:
     for axis, dim in enumerate(value.shape or ()):
         if not isinstance(dim, int):
             yield axis, str(dim.value) if is_named(dim) else f"{value.name}[{axis}]"
-        elif dim < 0:
-            yield axis, f"{value.name}[{axis}]"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from joulec.energy.bind import Spec, bind_in_place, infer_all, is_named, is_settled, open_negative_dims, symbols
+from joulec.energy.bind import Spec, bind_in_place, infer_all, is_named, is_settled, symbols
 from joulec.energy.estimate import (
     MAX_ASSUMED,
     TIERS,
@@ -69,7 +69,6 @@ class EnergyModel:
             InputError: a binding that names nothing, is below 1, or contradicts the model.
         """
         prepared = module if in_place else module.clone()
-        open_negative_dims(prepared)
         notes = [note for note in (inline_functions(prepared), _infer_open(prepared)) if note]
         batch = _batch_input(prepared)
         plan = plan_kernels(prepared, self.target) if symbols(prepared) else None

@@ -16,7 +16,7 @@ from joulec.ir import onnx_untrusted, verify, walk
 from joulec.ir.module import Module, Origin
 from joulec.ir.onnx_functions import check_functions
 from joulec.ir.onnx_untrusted import Source
-from joulec.ir.shapes import first_line
+from joulec.ir.shapes import first_line, open_negative_dims
 
 SIZE_LIMIT = (1 << 31) - 1
 """Bytes: where protobuf ends. Larger models keep their weights as external data."""
@@ -116,6 +116,7 @@ def from_proto(proto: onnx.ModelProto, source: Source, path: Path | None) -> Mod
     try:
         model = ir.from_proto(proto)
         _declare_inputs(model, proto)
+        open_negative_dims(model)
         _write_structure(model)  # some is read and cannot be written: text that is not UTF-8, untyped attributes
     except Exception as error:  # onnx_ir wraps whatever it meets; all of it means a malformed model
         raise InputError(f"{source.name}: malformed model: {_root_cause(error)}") from error

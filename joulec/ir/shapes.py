@@ -113,6 +113,15 @@ def _open_negative_dims(graph: onnx.GraphProto) -> None:
                 dim.Clear()
 
 
+def open_negative_dims(model: ir.Model) -> None:
+    """Some exporters (Paddle's) write -1 for any size; nothing read from a file has such a number. O(values)."""
+    for graph in walk.graphs(model):
+        made = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.outputs, *made):
+            if value.shape is not None and any(isinstance(dim, int) and dim < 0 for dim in value.shape):
+                value.shape = ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape])
+
+
 def negative_dim(bare: onnx.ModelProto) -> str | None:
     """A value that comes out with a negative dimension, before a Slice sees it: onnx's inference aborts there.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import joulec
@@ -209,3 +210,18 @@ def test_feeds_are_put_together_where_the_batch_is_fixed(tmp_path):
     ).reports["cuda"]
     rung = next(one for one in report.checks if one.name == "CPU numerics")
     assert (rung.status, "2 feeds, data (10 feeds)" in rung.detail) == ("passed", True), rung
+
+
+def test_data_of_any_size_are_the_feeds_where_the_file_says_minus_one(tmp_path):
+    """Paddle writes -1 for any size: the user's rows are what the numbers are compared on, not made-up ones."""
+    module = build(CNN, cnn_weights())
+    module.save(tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.onnx")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(proto, tmp_path / "model.onnx")
+    report = joulec.optimize(
+        tmp_path / "model.onnx", tmp_path / "out", target="cpu", data=feeds(10, x=(1, 3, 12, 12)), int8=False,
+    ).reports["cpu"]  # fmt: skip
+    rung = next(one for one in report.checks if one.name == "CPU numerics")
+    assert (rung.status, "4 feeds, data (10 feeds)" in rung.detail) == ("passed", True), rung

@@ -241,3 +241,15 @@ def test_a_dict_of_classes_for_each_row_is_refused_with_what_to_do() -> None:
     with pytest.raises(InputError, match=r"'y' holds maps, .*\{'zipmap': False\}") as caught:
         read(proto)
     assert "malformed" not in str(caught.value)
+
+
+def test_a_size_of_minus_one_is_any_size(tmp_path: Path) -> None:
+    """Paddle's exporter writes -1; taken for a number, data of any size would not fit."""
+    made = model([add()], [onh.from_array(np.zeros(2, np.float32), "w")])
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(made, tmp_path / "m.onnx")
+    module = read(tmp_path / "m.onnx")
+    assert [isinstance(value.shape[0], int) for value in (*module.inputs(), *module.graph.outputs)] == [False, False]
+    module.save(tmp_path / "out.onnx")
+    assert not onnx.load(tmp_path / "out.onnx").graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
