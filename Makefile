@@ -48,7 +48,7 @@ quick: $(VENV)/.dev ## run the tests that need no TensorFlow
 $(GPU)/.ready: joulec/backends/evidence/standins.py joulec/backends/evidence/standins.c joulec/backends/evidence/standins_cudnn.c
 	@echo "installing onnxruntime-gpu and TensorRT-RTX into $(GPU) (half a GiB; no GPU is needed)"
 	$(PYTHON) -m venv $(GPU)/env
-	$(GPU)/env/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-gpu==1.31.1 \
+	$(GPU)/env/bin/python -m pip install --quiet --disable-pip-version-check onnxruntime-gpu==1.31.1 'tritonclient[grpc]==2.73.0' \
 	    tensorrt-rtx-cu13==1.7.1.116 onnx nvidia-cuda-runtime nvidia-cuda-crt
 	$(GPU)/env/bin/python joulec/backends/evidence/standins.py $(GPU)/standins
 	@touch $@

@@ -123,6 +123,13 @@ def package(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", show_default=False, help="Its name; else the artefact's.")
     ] = None,
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            "--engines", metavar="DIR", show_default=False,
+            help="Where the server keeps TensorRT's engines from start to start (triton, tensorrt).",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write an artefact in the form that a server or a small device wants.
@@ -132,11 +139,14 @@ def package(
     """
     import sys
 
-    from joulec.backends.deploy import FORMS
+    from joulec.backends.deploy import FORMS, edge, triton
 
     if form not in FORMS:
         raise InputError(f"--for {form}: choose from {', '.join(FORMS)}")
-    written = FORMS[form](artefact, out, name or artefact.resolve().name)
+    if engines is not None and form != "triton":
+        raise InputError(f"--engines: {form} has none; it is for --for triton")
+    called = name or artefact.resolve().name
+    written = edge(artefact, out, called) if form == "edge" else triton(artefact, out, called, engines)
     if json:
         print_json({"form": form, "files": [str(file) for file in written]})
         return

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
+COMMON = ("onnx checker", "opset and IR", "lint", "kernel table", "opens on CPU", "CPU numerics", "Triton config")
 RUNGS = {
-    "cpu": ("onnx checker", "opset and IR", "lint", "kernel table", "opens on CPU", "CPU numerics", "integer kernels"),
-    "cuda": ("onnx checker", "opset and IR", "lint", "kernel table", "opens on CPU", "CPU numerics", "CUDA placement"),
-    "tensorrt": (
-        "onnx checker", "opset and IR", "lint", "kernel table", "opens on CPU", "CPU numerics", "TensorRT-RTX engine",
-    ),
-}  # fmt: skip
+    "cpu": (*COMMON, "integer kernels"),
+    "cuda": (*COMMON, "CUDA placement"),
+    "tensorrt": (*COMMON, "TensorRT-RTX engine"),
+}
 HEAD = """# How far the artefacts are proven
 
 Written by `make bench-evidence` on a machine without a GPU. Each model became three artefacts by one command,

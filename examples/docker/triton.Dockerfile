@@ -6,6 +6,7 @@
 ARG RELEASE=25.10
 FROM nvcr.io/nvidia/tritonserver:${RELEASE}-py3
 COPY models /models
-# Engines of TensorRT artefacts are built at the first start; keep them: -v engines:/engines
+# Engines of TensorRT artefacts are built at the first start. Keep them: joulec package ... --engines /engines, and
+# docker run -v engines:/engines ...
 HEALTHCHECK CMD curl --fail --silent localhost:8000/v2/health/ready
 ENTRYPOINT ["tritonserver", "--model-repository=/models", "--strict-readiness=true"]

@@ -244,7 +244,7 @@ def load(
     _warn_of_other_cpu(folder, read_json(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).exists() else {})
     wanted = found if threads is None else replace(found, threads=threads)
     options = wanted.options(tuple(map(Path, custom_ops)))
-    given = {**found.provider_options, **_allowed(found, provider_options or {}), **_cached(found, cache)}
+    given = {**found.provider_options, **_allowed(found, provider_options or {}), **_kept(found, cache)}
     session = open_session(str(folder / MODEL_FILE), options, [(found.provider, given)])
     if session.get_providers()[0] != found.provider:
         given = session.get_providers()[0]
@@ -279,12 +279,19 @@ def _allowed(found: SessionSettings, options: Mapping[str, str]) -> dict[str, st
     return {name: str(value) for name, value in options.items()}
 
 
-def _cached(found: SessionSettings, cache: str | os.PathLike[str] | None) -> dict[str, str]:
-    if cache is None or found.provider != BACKENDS["tensorrt"].target.provider:
+def _kept(found: SessionSettings, cache: str | os.PathLike[str] | None) -> dict[str, str]:
+    options = {} if cache is None else cached(found, str(cache))
+    if cache is not None and options:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def cached(found: SessionSettings, cache: str) -> dict[str, str]:
+    """The options that make TensorRT keep engines and timings in the folder `cache`; none for other providers."""
+    if found.provider != BACKENDS["tensorrt"].target.provider:
         return {}
-    Path(cache).mkdir(parents=True, exist_ok=True)
     kinds = ("trt_engine_cache", "trt_timing_cache")
-    return {f"{kind}_{key}": value for kind in kinds for key, value in (("enable", "1"), ("path", str(cache)))}
+    return {f"{kind}_{key}": value for kind in kinds for key, value in (("enable", "1"), ("path", cache))}
 
 
 _OPENED = (MODEL_FILE, f"{MODEL_FILE}.data", SESSION_FILE, MANIFEST_FILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from joulec.backends import checks
+from joulec.backends import checks, triton_config
 from joulec.backends.base import MODEL_FILE, Artefact, Backend, Rung, SessionSettings
 from joulec.ir.equal_sizes import declare_equal_sizes
 from joulec.ir.machine import cpu_flags
@@ -85,4 +85,5 @@ class CpuBackend(Backend):
             checks.opens(written, runner, options, emitted.obstacle),
             checks.numerics(written, emitted, options),
             checks.quantized_kernels(written, runner, options, ours=bool(module.ranges)),
+            triton_config.read_back(emitted, written, self),
         ]

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from joulec.backends import checks, compilers
+from joulec.backends import checks, compilers, triton_config
 from joulec.backends.base import ENGINE_SCRIPT, MODEL_FILE, Artefact, Backend, Rung, SessionSettings, Shapes
 from joulec.backends.profiles import PROFILE_OPTIONS, profile
 from joulec.ir import walk
 from joulec.ir.module import Module
 from joulec.ir.onnx_file import read
 from joulec.ir.verify import checker_problem
-from joulec.passes._qdq_graph import is_quantize
 from joulec.passes._qdq_lint import has_sparse_weights
 from joulec.passes.base import Pass
 from joulec.passes.eliminate_dead_code import EliminateDeadCode
@@ -58,6 +57,7 @@ class GpuBackend(Backend):
             checks.opens(written, emitted.runner, options, emitted.obstacle),
             checks.numerics(written, emitted, options),
             self.compiled(emitted, written),
+            triton_config.read_back(emitted, written, self),
             Rung("real device", "skipped", f"nothing was run on {self.target.provider}"),
         ]
 
@@ -110,12 +110,13 @@ class TensorRtBackend(GpuBackend):
     )  # fmt: skip
 
     def settings_for(self, module: Module, threads: int, shapes: Shapes) -> SessionSettings:
-        """With optimization profiles for what stays open, and leave to use what the graph asks for: TensorRT 10 wants
-        a flag for each precision, later versions take it from the graph alone.
+        """With optimization profiles for what stays open. No flag of a precision: under one, TensorRT 10 chooses types
+        itself and lowers what was kept float32. Without any, ONNX Runtime (1.18 and later; its pull request 18707)
+        has it take every type from the graph, as later versions always do.
         """
         found = self.settings(threads)
-        flags = {name: "1" for name, wanted in _wanted(module).items() if wanted}
-        return replace(found, provider_options={**found.provider_options, **flags, **profile(module, shapes)})
+        sparse = {"trt_sparsity_enable": "1"} if has_sparse_weights(module) else {}
+        return replace(found, provider_options={**found.provider_options, **sparse, **profile(module, shapes)})
 
     def settings(self, threads: int) -> SessionSettings:
         """ORT's WeightBiasQuantization would turn a float bias into int32 Q/DQ, which TensorRT refuses."""
@@ -146,11 +147,3 @@ class TensorRtBackend(GpuBackend):
     def describe(self) -> str:
         return "float16 or float32, and INT8 (s8 symmetric, float bias) when ordered with --int8"
 
-
-def _wanted(module: Module) -> dict[str, bool]:
-    """Provider option -> whether the graph needs it."""
-    dtypes = {value.dtype for node in module.graph for value in node.outputs}
-    return {
-        "trt_fp16_enable": ir.DataType.FLOAT16 in dtypes, "trt_bf16_enable": ir.DataType.BFLOAT16 in dtypes,
-        "trt_int8_enable": any(map(is_quantize, module.graph)), "trt_sparsity_enable": has_sparse_weights(module),
-    }  # fmt: skip

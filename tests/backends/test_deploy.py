@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 import joulec
 from joulec.backends import artefact, backend
-from joulec.backends.deploy import config, edge, triton
+from joulec.backends.deploy import edge, triton
+from joulec.backends.triton_config import config
+from joulec.backends.triton_schema import parsed
 from joulec.cli import main
 from joulec.errors import InputError, UnavailableError
+from joulec.ir.onnx_file import read as read_model
 from tests.passes.int8_kit import CNN, build, cnn_weights, feeds
 
 DATA = feeds(x=(1, 3, 12, 12))
@@ -34,70 +37,75 @@ def built(tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def model_config():
-    """Triton's ModelConfig, as far as joulec writes it: names, numbers and types of its published definition."""
-    field = descriptor_pb2.FieldDescriptorProto
-    text, integer, nested, enum = field.TYPE_STRING, field.TYPE_INT64, field.TYPE_MESSAGE, field.TYPE_ENUM
-    messages = {
-        "Entry": [("key", 1, text, None, 1), ("value", 2, text, None, 1)],
-        "Text": [("string_value", 1, text, None, 1)],
-        "Parameter": [("key", 1, text, None, 1), ("value", 2, nested, "Text", 1)],
-        "Tensor": [("name", 1, text, None, 1), ("data_type", 2, enum, "Type", 1), ("dims", 3, integer, None, 3)],
-        "Group": [("count", 2, integer, None, 1), ("kind", 4, enum, "Kind", 1)],
-        "Accelerator": [("name", 1, text, None, 1), ("parameters", 2, nested, "Entry", 3)],
-        "Accelerators": [("gpu_execution_accelerator", 1, nested, "Accelerator", 3)],
-        "Graph": [("level", 1, integer, None, 1)],
-        "Optimization": [("graph", 1, nested, "Graph", 1), ("execution_accelerators", 5, nested, "Accelerators", 1)],
-        "ModelConfig": [
-            ("name", 1, text, None, 1), ("backend", 17, text, None, 1), ("max_batch_size", 4, integer, None, 1),
-            ("input", 5, nested, "Tensor", 3), ("output", 6, nested, "Tensor", 3),
-            ("instance_group", 7, nested, "Group", 3), ("optimization", 12, nested, "Optimization", 1),
-            ("parameters", 14, nested, "Parameter", 3),
-        ],
-    }  # fmt: skip
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="t", syntax="proto3")
-    for name, values in {"Type": ["TYPE_INVALID", "TYPE_FP32", "TYPE_INT64"], "Kind": ["KIND_AUTO", "KIND_GPU", "KIND_CPU"]}.items():
-        made = file.enum_type.add(name=name)
-        for number, value in enumerate(values):
-            made.value.add(name=value, number=number)
-    for name, fields in messages.items():
-        made = file.message_type.add(name=name)
-        for called, number, kind, type_name, label in fields:
-            made.field.add(name=called, number=number, type=kind, label=label, type_name=type_name and f".t.{type_name}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.ModelConfig"))()
-
-
 @pytest.mark.parametrize(("target", "accelerator"), [("cpu", None), ("cuda", "cuda"), ("tensorrt", "tensorrt")])
 def test_a_triton_repository_is_read_back(built, tmp_path, target, accelerator):
     files = triton(built / target, tmp_path / "models", "digits")
     assert [str(file.relative_to(tmp_path / "models")) for file in files] == ["digits/1/model.onnx", "digits/config.pbtxt"]
-    read = text_format.Parse((tmp_path / "models" / "digits" / "config.pbtxt").read_text(), model_config())
-    assert (read.name, read.backend, read.max_batch_size) == ("digits", "onnxruntime", 0)
-    names = [(one.name, one.data_type, list(one.dims)) for one in (*read.input, *read.output)]
-    assert names == [("x", 1, [-1 if target == "cpu" else 1, 3, 12, 12]), ("y", 1, [-1 if target == "cpu" else 1, 5])]
-    accelerators = read.optimization.execution_accelerators.gpu_execution_accelerator
-    assert [one.name for one in accelerators] == ([] if accelerator is None else [accelerator])
-    written = {one.key: one.value for item in accelerators for one in item.parameters}
-    assert written == dict(artefact.settings(built / target).provider_options)
-    assert read.optimization.graph.level == (2 if target == "tensorrt" else 0)
+    read = parsed((tmp_path / "models" / "digits" / "config.pbtxt").read_text())
+    assert (read["name"], read["backend"], read.get("max_batch_size", 0)) == ("digits", "onnxruntime", 0)
+    names = [(one["name"], one["data_type"], one["dims"]) for one in (*read["input"], *read["output"])]
+    batch = "-1" if target == "cpu" else "1"
+    assert names == [("x", "TYPE_FP32", [batch, "3", "12", "12"]), ("y", "TYPE_FP32", [batch, "5"])]
+    optimization = read.get("optimization", {})
+    accelerators = optimization.get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    assert [one["name"] for one in accelerators] == ([] if accelerator is None else [accelerator])
+    assert optimization.get("graph") == ({"level": 2} if target == "tensorrt" else None)
     assert ort.InferenceSession(files[0], providers=["CPUExecutionProvider"]).get_inputs()[0].name == "x"
 
 
-def test_tritons_own_definition_reads_it(built, tmp_path):
-    service = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install 'tritonclient[grpc]'")
-    for target in ("cpu", "cuda", "tensorrt"):
-        triton(built / target, tmp_path / "models", target)
-        text = (tmp_path / "models" / target / "config.pbtxt").read_text()
-        assert text_format.Parse(text, service.ModelConfig()).name == target
+def settings_of(folder, **options):
+    return replace(artefact.settings(folder), provider_options=options)
+
+
+def test_triton_gets_options_where_it_looks_for_them(built):
+    module = read_model(built / "cuda" / "model.onnx")
+    cuda = parsed(config(module, settings_of(built / "cuda", cudnn_conv_algo_search="HEURISTIC", use_tf32="0"), "m"))
+    (accelerator,) = cuda["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
+    assert accelerator["parameters"] == {"use_tf32": "0"}
+    assert cuda["parameters"] == {"cudnn_conv_algo_search": {"string_value": "1"}}
+    given = {"trt_fp16_enable": "1", "trt_int8_enable": "0", "trt_max_workspace_size": "9"}
+    tensorrt = parsed(config(module, settings_of(built / "tensorrt", **given), "m"))
+    (accelerator,) = tensorrt["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
+    assert accelerator["parameters"] == {"precision_mode": "FP16", "max_workspace_size_bytes": "9"}
+    cpu = replace(artefact.settings(built / "cpu"), arena=False, threads=3)
+    values = {key: one["string_value"] for key, one in parsed(config(module, cpu, "m"))["parameters"].items()}
+    assert values == {"intra_op_thread_count": "3", "enable_mem_arena": "0"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trt_op_types_to_exclude": "Conv"}, "has no such parameter"),
+        ({"trt_fp16_enable": "1", "trt_int8_enable": "1"}, "one precision_mode, and this is FP16 and INT8"),
+    ],
+)
+def test_options_that_triton_refuses(built, options, said):
+    with pytest.raises(InputError, match=said):
+        config(read_model(built / "tensorrt" / "model.onnx"), settings_of(built / "tensorrt", **options), "m")
+
+
+def test_a_scalar_is_a_dimension_of_one():
+    module = build("g (float x) => (float y) { y = Relu(x) }", {})
+    assert parsed(config(module, backend("cpu").settings(1), "m"))["input"][0]["dims"] == ["1"]
+
+
+def test_a_server_keeps_engines_where_it_is_told(built, tmp_path, capsys):
+    command = ["package", str(built / "tensorrt"), "-o", str(tmp_path / "models"), "--name", "m", "--engines", "/engines"]
+    assert main(command) == 0
+    optimization = parsed((tmp_path / "models" / "m" / "config.pbtxt").read_text())["optimization"]
+    (accelerator,) = optimization["execution_accelerators"]["gpu_execution_accelerator"]
+    given = accelerator["parameters"]
+    assert (given["trt_engine_cache_enable"], given["trt_engine_cache_path"], given["trt_timing_cache_path"]) == ("1", "/engines", "/engines")
+    assert main(["package", str(built / "cuda"), "-o", str(tmp_path), "--name", "n", "--engines", "/engines"]) == 2
+    assert main(["package", str(built / "cpu"), "-o", str(tmp_path), "--for", "edge", "--engines", "/engines"]) == 2
+    assert "for artefacts for tensorrt" in capsys.readouterr().err
 
 
 def test_names_are_escaped():
     module = build('g (float[1,2] x) => (float[1,2] y) { y = Relu(x) }', {})
     module.graph.inputs[0].name = 'a"} name: "b\\é\n'
     text = config(module, backend("cpu").settings(1), "m")
-    assert text_format.Parse(text, model_config()).input[0].name == 'a"} name: "b\\é\n'
+    assert parsed(text)["input"][0]["name"] == 'a"} name: "b\\é\n'
 
 
 def test_what_triton_does_not_take_is_refused(built, tmp_path):
@@ -107,9 +115,10 @@ def test_what_triton_does_not_take_is_refused(built, tmp_path):
     triton(built / "cpu", tmp_path, "twice")
     with pytest.raises(InputError, match="is there already"):
         triton(built / "cpu", tmp_path, "twice")
-    module = build("g (complex64[1,2] x) => (complex64[1,2] y) { y = Identity(x) }", {})
-    with pytest.raises(InputError, match="input 'x': Triton takes"):
-        config(module, backend("cpu").settings(1), "m")
+    for kind, said in (("complex64[1,2]", "of types that it knows"), ("bfloat16[2]", "of types"), ("float[0,2]", "size 0")):
+        module = build(f"g ({kind} x) => ({kind} y) {{ y = Identity(x) }}", {})
+        with pytest.raises(InputError, match=f"input 'x': Triton takes .*{said}"):
+            config(module, backend("cpu").settings(1), "m")
 
 
 def test_an_edge_file_runs_and_lists_its_operators(built, tmp_path):
@@ -144,8 +153,7 @@ def test_a_changed_artefact_is_not_packaged(built, tmp_path):
 def test_settings_follow_what_is_in_the_graph(built):
     assert artefact.settings(built / "cuda").provider_options["prefer_nhwc"] == "1"
     given = artefact.settings(built / "tensorrt").provider_options
-    assert (given["trt_fp16_enable"], given["trt_int8_enable"]) == ("1", "1")
-    assert not {"trt_bf16_enable", "trt_sparsity_enable"} & set(given)
+    assert set(given) == {"trt_builder_optimization_level"}  # a flag of a precision would let TensorRT choose types
 
 
 def test_two_zeros_in_four_switch_sparse_kernels_on():
@@ -165,7 +173,7 @@ def test_options_of_the_caller_are_on_the_lists(built, tmp_path):
     with pytest.raises(UnavailableError):
         joulec.load(built / "tensorrt", cache=tmp_path / "cache")
     found = artefact.settings(built / "tensorrt")
-    assert artefact._cached(found, tmp_path / "c") == {
+    assert artefact._kept(found, tmp_path / "c") == {
         "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(tmp_path / "c"),
         "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(tmp_path / "c"),
     }  # fmt: skip
