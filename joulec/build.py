@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, int | tuple[int, ...]]
 Progress = Callable[[str, float | None], None]
 
-CHECKED = 4
-"""The user's feeds on which an artefact is compared with the input model."""
+CHECKED = 64
+"""The most of the user's feeds on which an artefact is compared with the input model."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def judged(file: Path, folder: Path, shape: str, feeds: list[dict[str, Any]]) ->
         fix_in_place(module, fixed_sizes(module, parse_shapes(shape)))
         infer_all(module, symbolic=True)
         with tempfile.TemporaryDirectory() as place, LocalRunner() as runner:
-            module.save(Path(place) / "model.onnx")
             target = backend("tensorrt")
+            target.emit(module, Path(place), 1)
             rungs = target.check(Artefact(module, Path(place), runner, None, reference, feeds, "calibration data"))
     except JoulecError as error:
         return {"error": str(error)[:300]}

@@ -65,6 +65,21 @@ def test_other_numbers_fail(tmp_path):
     assert (rung.status, rung.binding) == ("failed", False)
 
 
+PAIR = "g (float[1,4] x) => (float[1,4] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+
+
+@pytest.mark.parametrize(("late", "status", "said"), [(1.0, "passed", "64 feeds"), (2.0, "failed", "64 feeds")])
+def test_all_feeds_decide_where_the_first_few_disagree(tmp_path, late, status, said):
+    """The integers reach to 1.27: a first feed of 2 weighs much among four, and little among 64."""
+    before = build("g (float[1,4] x) => (float[1,4] y) { y = Identity(x) }", {})
+    int8 = build(PAIR, {"s": np.float32(0.01), "z": np.int8(0)})
+    given = [{"x": np.float32([[2.0 if index == 0 else late, 0, 0, 0]])} for index in range(64)]
+    rung = checks.numerics(int8, emitted(tmp_path, int8, before, given), SessionOptions())
+    assert (rung.status, said in rung.detail, "; on the first 4: " in rung.detail) == (status, True, True), rung
+    again = checks.numerics(int8, emitted(tmp_path, int8, before, given[1:]), SessionOptions())
+    assert ("4 feeds" in again.detail) == (late == 1.0), again
+
+
 def test_sixteen_bits_are_rounded(tmp_path):
     module = build(CNN, cnn_weights())
     half = module.clone()
