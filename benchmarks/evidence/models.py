@@ -61,8 +61,10 @@ def _untrained(name: str) -> Callable[[Path], None]:
 
 
 def rows(folder: Path, batch: int, feeds: int = 64) -> list[dict[str, np.ndarray]]:
-    """The first rows of a case's calibration data (whole inputs of batch 1, stacked) as feeds of `batch` rows, as many as
-    the ladder looks at."""
+    """The first rows of a case's calibration data (whole inputs of batch 1, stacked) as feeds of `batch` rows: as many
+    as the ladder looks at.
+    """
     with np.load(folder / "calibration.npz", allow_pickle=False) as file:
         arrays = {name: file[name].reshape(-1, *file[name].shape[2:]) for name in file.files}
-    return [{name: one[k * batch : (k + 1) * batch] for name, one in arrays.items()} for k in range(min(feeds, len(next(iter(arrays.values()))) // batch))]
+    count = min(feeds, min(map(len, arrays.values())) // batch)
+    return [{name: one[k * batch : (k + 1) * batch] for name, one in arrays.items()} for k in range(count)]

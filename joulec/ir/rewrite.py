@@ -177,7 +177,9 @@ class Rewriter:
             moved: how they were laid out anew, on any array of the shape of `follows`; None where they were not.
         """
         self._observe()
-        tensor = ir.Tensor(array) if isinstance(array, np.ndarray) else array
+        if isinstance(array, np.ndarray | np.generic):  # numpy computes a scalar from arrays without dimensions
+            array = ir.Tensor(np.asarray(array))
+        tensor: ir.TensorProtocol = array
         graph = _graph_of(at)
         if id(graph) in self._function_graphs:
             (value,) = self.add("Constant", [], {"value": tensor}, before=at, name=hint)

@@ -26,7 +26,7 @@ from joulec.passes._qdq_graph import (
     weight_axis,
 )
 from joulec.passes._qdq_places import NODE_RULES, disagreements
-from joulec.passes._symmetric import groups
+from joulec.passes._symmetric import groups, is_stored_scalar
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 FLOAT8 = ("FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4", "FLOAT4E2M1")
@@ -65,6 +65,7 @@ RULES: dict[str, tuple[str, str, frozenset[str]]] = {
     "channel-axis": (ERROR, "scales along another axis than the weight's output channels", _TENSORRT),
     "activation-channels": (ERROR, "an activation with a scale for each channel", _TENSORRT),
     "scale-half": (NOTE, "float16 scales: ONNX Runtime's WeightBiasQuantization must be disabled", _TENSORRT),
+    "stored-integers": (ERROR, "stored integers that are moved before DequantizeLinear, or a single number", _TENSORRT),
     "integers-computed-on": (ERROR, "an operator computes on integers between Q and DQ", _TENSORRT),
     "qdq-before-activation": (WARNING, "Q/DQ between a convolution and its activation", _TENSORRT),
     "residual-both-quantized": (WARNING, "both operands of a residual Add quantized", _TENSORRT),
@@ -157,6 +158,8 @@ def _unreadable(node: ir.Node) -> tuple[str, str] | None:
 def _form(node: ir.Node, found: Scale) -> _Found:
     stored = constant_tensor(node.inputs[0]) is not None
     role = _role(node)
+    if is_stored_scalar(node):
+        yield "stored-integers", node, "a single number kept as an integer"
     if found.dtype == ir.DataType.INT32 or role == "bias":
         yield "quantized-bias", node, f"a bias of {found.dtype.name.lower()}"
     elif found.dtype not in EIGHT_BITS:
@@ -198,8 +201,10 @@ def _weight_axis(node: ir.Node) -> int | None:
 
 def _groups(module: Module) -> _Found:
     for group in groups(module):
-        if group.obstacle is not None:
+        if group.obstacle is not None and group.quantize:
             yield "integers-computed-on", group.quantize[0], group.obstacle
+        elif group.stored:
+            yield "stored-integers", group.members[0], f"'{group.stored[0].name}' is moved before it becomes float"
 
 
 def _places(module: Module) -> _Found:

@@ -43,7 +43,7 @@ def legal_constant(rewriter: Rewriter, node: ir.Node) -> None:
     if found is None or numbers is None:
         raise Refused("its scale, zero-point or integers cannot be read")
     users = list(node.outputs[0].uses())
-    if found.dtype not in EIGHT_BITS or not users:
+    if found.dtype not in EIGHT_BITS or not users or is_stored_scalar(node):
         _as_float(rewriter, node, numbers, found)
         return
     axis = _wanted_axis(node, users)
@@ -58,11 +58,19 @@ def needs_legalizing(node: ir.Node) -> bool:
     found = scale_of(node)
     if found is None or constant_tensor(node.inputs[0]) is None:
         return False
+    if is_stored_scalar(node):
+        return True
     if found.dtype not in EIGHT_BITS:
         return found.dtype in (ir.DataType.INT32, ir.DataType.INT16, ir.DataType.UINT16)
     return not found.symmetric or (
         found.axis is not None and found.axis != _wanted_axis(node, list(node.outputs[0].uses()))
     )
+
+
+def is_stored_scalar(node: ir.Node) -> bool:
+    """Whether a DQ reads a stored number without dimensions: TensorRT takes it for one that nothing dequantizes."""
+    tensor = constant_tensor(node.inputs[0])
+    return is_dequantize(node) and tensor is not None and not tensor.shape.dims
 
 
 def _wanted_axis(node: ir.Node, users: Sequence[Any]) -> int | None:
@@ -129,11 +137,12 @@ def fold_weight(rewriter: Rewriter, quantize: ir.Node) -> None:
 
 @dataclass
 class Group:
-    """Integers that hang together: what Q nodes make, what moves them, and what DQ nodes read."""
+    """Integers that hang together: what Q nodes make or the model stores, what moves them, and what DQ nodes read."""
 
     quantize: list[ir.Node] = field(default_factory=list)
     dequantize: list[ir.Node] = field(default_factory=list)
     between: list[ir.Node] = field(default_factory=list)
+    stored: list[ir.Value] = field(default_factory=list)
     obstacle: str | None = None
 
     @property
@@ -147,9 +156,13 @@ def groups(module: Module) -> list[Group]:
     seen: set[int] = set()
     found = []
     for node in nodes_of(module):
-        if is_quantize(node) and id(node) not in seen and constant_tensor(node.inputs[0]) is None:
+        if (is_quantize(node) or is_dequantize(node)) and id(node) not in seen and not _reads_constant(node):
             found.append(_collect(node, seen))
     return found
+
+
+def _reads_constant(node: ir.Node) -> bool:
+    return constant_tensor(node.inputs[0]) is not None
 
 
 def _collect(first: ir.Node, seen: set[int]) -> Group:
@@ -184,7 +197,9 @@ def _follow(value: ir.Value, group: Group, work: list[ir.Node]) -> None:
 
 def _lead(value: ir.Value | None, group: Group, work: list[ir.Node]) -> None:
     producer = None if value is None else value.producer()
-    if producer is None:
+    if value is not None and constant_tensor(value) is not None:
+        group.stored.append(value)
+    elif producer is None:
         group.obstacle = f"'{'' if value is None else value.name}' enters the model as integers"
     else:
         work.append(producer)
@@ -200,6 +215,8 @@ def make_symmetric(rewriter: Rewriter, group: Group) -> None:
     """Give a group signed integers around zero that reach as far as the old ones; what clipped at 0 gets a Relu."""
     if group.obstacle is not None:
         raise Refused(group.obstacle)
+    if group.stored:
+        raise Refused(f"'{group.stored[0].name}' is stored as integers beside those of its activations")
     scales = [found for node in group.members if (found := scale_of(node)) is not None]
     if len(scales) != len(group.members) or any(one.dtype not in EIGHT_BITS for one in scales):
         raise Refused("a scale or zero-point is not constant, or its integers do not have eight bits")

@@ -14,6 +14,7 @@ from joulec.ir.rewrite import Refusal, Rewrite, Rewriter
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import constant_tensor
 from joulec.passes._integer_operators import expand, is_integer_operator
+from joulec.passes._moved_constants import Table, float_constants, moves_constants
 from joulec.passes._qdq_graph import computes, is_dequantize, is_quantize, nodes_of
 from joulec.passes._qdq_places import NODE_RULES, NodeRule, agree, disagreements
 from joulec.passes._symmetric import (
@@ -78,12 +79,17 @@ def _numbers(rewriter: Rewriter) -> None:
         if is_quantize(node) and constant_tensor(node.inputs[0]) is not None:
             with rewriter.rewriting("stored-weight", node):
                 fold_weight(rewriter, node)
+    tables: dict[Table, ir.Value] = {}
+    for group in groups(rewriter.module):
+        if moves_constants(group):
+            with rewriter.rewriting("stored-integers", *group.members):
+                float_constants(rewriter, group, tables)
     for node in nodes_of(rewriter.module):
         if is_dequantize(node) and needs_legalizing(node):
             with rewriter.rewriting("symmetric-constant", node):
                 legal_constant(rewriter, node)
     for group in groups(rewriter.module):
-        if needs_symmetry(group) and group.quantize:
+        if needs_symmetry(group):
             with rewriter.rewriting("symmetric-activation", *group.members):
                 make_symmetric(rewriter, group)
 

@@ -1,0 +1,88 @@
+"""legalize-qdq: integers that a model stores and does not dequantize on the spot, as other tools leave them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.passes.test_legalize_qdq import legalized, model, ops, rules, run
+
+TABLE = """g (int64[3] i) => (float[3,5] y) {
+    e = Gather(t, i) d = DequantizeLinear(e, s, z) y = MatMul(d, w) }"""
+"""The table of an embedding that ONNX Runtime's dynamic quantization leaves in integers."""
+
+ROWS = np.int64([0, 19, 7])
+WEIGHT = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)
+
+
+def scaled(zero: int, dtype: type) -> dict[str, np.ndarray]:
+    return {"t": np.arange(80).reshape(20, 4).astype(dtype), "s": np.float32(0.1), "z": np.asarray(zero, dtype)}
+
+
+def test_a_table_that_is_looked_up_in_integers_becomes_float() -> None:
+    made = model(TABLE.replace("MatMul(d, w)", "Gemm(r, w)").replace("y =", "r = Relu(d) y ="), {**scaled(40, np.uint8), "w": WEIGHT})
+    assert {"unsigned-integers", "stored-integers"} <= rules(made)
+    fixed, result = legalized(made)
+    assert ops(fixed) == ["Gather", "Relu", "Gemm"] and not rules(fixed)
+    assert [one.rule for one in result.rewrites].count("stored-integers") == 1
+    np.testing.assert_allclose(run(fixed, ROWS)[0], run(made, ROWS)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_behind_a_table_still_reads_integers() -> None:
+    """Signed ones are mended too: TensorRT takes stored integers right before DequantizeLinear only."""
+    weight = {"w8": np.clip(np.rint(WEIGHT / 0.03), -128, 127).astype(np.int8), "ws": np.float32(0.03), "wz": np.int8(0)}
+    made = model(TABLE.replace("y =", "w = DequantizeLinear(w8, ws, wz) y ="), {**scaled(0, np.int8), **weight})
+    assert "stored-integers" in rules(made)
+    fixed, _ = legalized(made)
+    assert ops(fixed) == ["Gather", "QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul"] and not rules(fixed)
+    expected = run(made, ROWS)[0]
+    assert np.linalg.norm(run(fixed, ROWS)[0] - expected) < 0.01 * np.linalg.norm(expected)
+
+
+def test_two_readers_of_a_table_share_its_floats() -> None:
+    text = """g (int64[3] i, int64[3] j) => (float[3,4] y) {
+        a = Gather(t, i) d = DequantizeLinear(a, s, z) b = Gather(t, j) e = DequantizeLinear(b, s, z) y = Sub(d, e) }"""
+    made = model(text, scaled(40, np.uint8))
+    fixed, _ = legalized(made)
+    assert ops(fixed) == ["Gather", "Gather", "Sub"] and len(fixed.graph.initializer) == 1
+    np.testing.assert_allclose(run(fixed, ROWS, ROWS[::-1].copy())[0], run(made, ROWS, ROWS[::-1].copy())[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_for_each_row_is_refused_with_the_reason() -> None:
+    text = "g (int64[20] i) => (float[20,4] y) { e = Gather(t, i) y = DequantizeLinear <axis = 0> (e, s, z) }"
+    given = {"t": np.ones((20, 4), np.int8), "s": np.full(20, 0.1, np.float32), "z": np.zeros(20, np.int8)}
+    fixed, result = legalized(model(text, given))
+    assert "stored-integers" in rules(fixed)
+    assert any("no one constant scale" in one.reason for one in result.refusals)
+
+
+def test_stored_integers_beside_an_activation_are_refused_with_the_reason() -> None:
+    text = """g (float[2,4] x) => (float[22,4] y) {
+        q = QuantizeLinear(x, s, z) k = Concat <axis = 0> (q, t) y = DequantizeLinear(k, s, z) }"""
+    fixed, result = legalized(model(text, scaled(3, np.uint8)))
+    assert "stored-integers" in rules(fixed)
+    assert any("beside those of its activations" in one.reason for one in result.refusals)
+
+
+@pytest.mark.parametrize("number", [np.int8(127), np.uint8(255)])
+def test_a_single_number_becomes_float(number: np.generic) -> None:
+    """Quark keeps the square root in a GELU as an integer; TensorRT-RTX takes none for a constant that nothing reads."""
+    made = model(
+        "g (float[2,4] x) => (float[2,4] y) { d = DequantizeLinear(c, s, z) y = Div(x, d) }",
+        {"c": np.asarray(number), "s": np.float32(0.011), "z": np.zeros((), number.dtype)},
+    )
+    assert "stored-integers" in rules(made)
+    fixed, _ = legalized(made)
+    assert ops(fixed) == ["Div"] and not rules(fixed)
+    given = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(fixed, given)[0], run(made, given)[0], rtol=1e-5)
+
+
+def test_a_single_number_that_is_quantized_in_the_graph_becomes_float() -> None:
+    made = model(
+        """g (float[2,4] x) => (float[2,4] y) {
+            q = QuantizeLinear(c, s, z) d = DequantizeLinear(q, s, z) y = Div(x, d) }""",
+        {"c": np.float32(1.414), "s": np.float32(0.011), "z": np.int8(0)},
+    )
+    fixed, _ = legalized(made)
+    assert ops(fixed) == ["Div"]
