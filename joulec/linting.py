@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ class Linted:
         rewrites: what was done, by rule.
         refusals: what was not done, and why.
         deviation: how far the mended model's worst output is from the model's, relative to its largest magnitude;
-            None where they could not be run.
+            None where they could not be run, or where integers of theirs differ, which have no such measure.
         feeds: what they were run on.
     """
 
@@ -133,7 +134,7 @@ def _deviation(before: Module, after: Module, runner: Runner, feeds: Sequence[Fe
         worst = require_equal(before, after, runner, list(feeds))
     except JoulecError:
         return None
-    return None if worst is None else worst.value
+    return None if worst is None or not math.isfinite(worst.value) else worst.value
 
 
 def rules_of(target: str) -> list[dict[str, str]]:

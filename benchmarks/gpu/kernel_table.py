@@ -27,6 +27,9 @@ PROVIDERS = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 TENSORRT_OPSETS = "9-25"
 TENSORRT_TYPES = "*=bfloat16,bool,float,float16,float8e4m3fn,int32,int4,int64,int8"
+TENSORRT_MORE = {"Cast": ",uint8"}
+"""TensorRT takes uint8 as inputs and outputs of a network, in a Cast only."""
+
 """Of the support matrix and the opset guide in TensorRT's documentation; double is not computed."""
 
 Kernel = dict[str, frozenset[str]]
@@ -97,7 +100,8 @@ def tensorrt_rows() -> list[tuple[str, ...]]:
     parser = trt.OnnxParser(builder.create_network(0), logger)
     names = sorted({schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""})
     supported = [name for name in names if parser.supports_operator(name)]
-    return [("tensorrt", "onnx", name, TENSORRT_OPSETS, TENSORRT_TYPES) for name in supported]
+    types = {name: TENSORRT_TYPES + TENSORRT_MORE.get(name, "") for name in supported}
+    return [("tensorrt", "onnx", name, TENSORRT_OPSETS, types[name]) for name in supported]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from joulec.ir.verify import checker_problem
 from joulec.passes._qdq_lint import has_sparse_weights
 from joulec.passes.base import Pass
 from joulec.passes.eliminate_dead_code import EliminateDeadCode
+from joulec.passes.eliminate_identity import EliminateIdentity
 from joulec.passes.fit_kernels import FitKernels
 from joulec.passes.legalize_qdq import LegalizeQdq
 from joulec.passes.schemes import TENSORRT_SCHEME
@@ -137,7 +138,7 @@ class TensorRtBackend(GpuBackend):
 
     def mending(self) -> list[Pass]:
         """What other tools quantized, in TensorRT's form; scales for each channel need opset 13."""
-        return [UpgradeOpset(to=QDQ_OPSET), LegalizeQdq()]
+        return [UpgradeOpset(to=QDQ_OPSET), EliminateIdentity(), LegalizeQdq()]
 
     def compiled(self, emitted: Artefact, written: Module) -> Rung:
         """The engine that TensorRT-RTX builds."""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
-from joulec.ir.values import Array, attribute, constant, input_at, rank
+from joulec.ir.values import Array, attribute, constant, input_at, is_overridable, rank
 
 DYNAMIC = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 MICROSOFT = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulIntegerToFloat")
@@ -210,6 +210,25 @@ def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, Array]:
     if step is None:
         raise Refused("the scale of its weight is not constant")
     return mul.outputs[0], step
+
+
+def is_dynamic_pair(node: ir.Node) -> bool:
+    """A DQ of what DynamicQuantizeLinear makes, with its scale and zero-point: rounding, which nothing computes on."""
+    makers = {None if value is None else value.producer() for value in node.inputs}
+    maker = makers.pop() if len(makers) == 1 and walk.is_onnx(node, "DequantizeLinear") else None
+    if maker is None or not walk.is_onnx(maker, "DynamicQuantizeLinear"):
+        return False
+    return list(node.inputs) == list(maker.outputs)
+
+
+def drop_dynamic_pair(rewriter: Rewriter, node: ir.Node) -> None:
+    """Let what reads it read the floats."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    source = None if maker is None else maker.inputs[0]
+    if source is None or (node.outputs[0].is_graph_output() and is_overridable(source)):
+        raise Refused("its float is an input of the model")
+    rewriter.replace(node.outputs[0], source)
+    rewriter.erase(node)
 
 
 def _only(value: ir.Value, op_type: str) -> ir.Node | None:

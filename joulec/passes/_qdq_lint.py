@@ -201,8 +201,8 @@ def _weight_axis(node: ir.Node) -> int | None:
 
 def _groups(module: Module) -> _Found:
     for group in groups(module):
-        if group.obstacle is not None and group.quantize:
-            yield "integers-computed-on", group.quantize[0], group.obstacle
+        if group.obstacle is not None:
+            yield "integers-computed-on", group.members[0], group.obstacle
         elif group.stored:
             yield "stored-integers", group.members[0], f"'{group.stored[0].name}' is moved before it becomes float"
 

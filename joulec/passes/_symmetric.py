@@ -137,12 +137,16 @@ def fold_weight(rewriter: Rewriter, quantize: ir.Node) -> None:
 
 @dataclass
 class Group:
-    """Integers that hang together: what Q nodes make or the model stores, what moves them, and what DQ nodes read."""
+    """Integers that hang together: what Q nodes make, the model stores or its caller gives, what moves them, and what
+    DQ nodes read or the caller gets.
+    """
 
     quantize: list[ir.Node] = field(default_factory=list)
     dequantize: list[ir.Node] = field(default_factory=list)
     between: list[ir.Node] = field(default_factory=list)
     stored: list[ir.Value] = field(default_factory=list)
+    entering: list[ir.Value] = field(default_factory=list)
+    leaving: list[ir.Value] = field(default_factory=list)
     obstacle: str | None = None
 
     @property
@@ -191,7 +195,7 @@ def _collect(first: ir.Node, seen: set[int]) -> Group:
 
 def _follow(value: ir.Value, group: Group, work: list[ir.Node]) -> None:
     if value.is_graph_output():
-        group.obstacle = f"'{value.name}' leaves the model as integers"
+        group.leaving.append(value)
     work.extend(readers(value))
 
 
@@ -199,10 +203,10 @@ def _lead(value: ir.Value | None, group: Group, work: list[ir.Node]) -> None:
     producer = None if value is None else value.producer()
     if value is not None and constant_tensor(value) is not None:
         group.stored.append(value)
-    elif producer is None:
-        group.obstacle = f"'{'' if value is None else value.name}' enters the model as integers"
-    else:
+    elif producer is not None:
         work.append(producer)
+    elif value is not None:
+        group.entering.append(value)
 
 
 def needs_symmetry(group: Group) -> bool:
@@ -215,8 +219,8 @@ def make_symmetric(rewriter: Rewriter, group: Group) -> None:
     """Give a group signed integers around zero that reach as far as the old ones; what clipped at 0 gets a Relu."""
     if group.obstacle is not None:
         raise Refused(group.obstacle)
-    if group.stored:
-        raise Refused(f"'{group.stored[0].name}' is stored as integers beside those of its activations")
+    if beside := (*group.stored, *group.entering, *group.leaving):
+        raise Refused(f"'{beside[0].name}' is stored, given or wanted as integers beside those of activations")
     scales = [found for node in group.members if (found := scale_of(node)) is not None]
     if len(scales) != len(group.members) or any(one.dtype not in EIGHT_BITS for one in scales):
         raise Refused("a scale or zero-point is not constant, or its integers do not have eight bits")

@@ -13,8 +13,14 @@ from joulec.ir.module import Module
 from joulec.ir.rewrite import Refusal, Rewrite, Rewriter
 from joulec.ir.shapes import infer_shapes
 from joulec.ir.values import constant_tensor
-from joulec.passes._integer_operators import expand, is_integer_operator
-from joulec.passes._moved_constants import Table, float_constants, moves_constants
+from joulec.passes._integer_edges import (
+    Table,
+    begin_in_floats,
+    begins_in_integers,
+    end_in_floats,
+    ends_in_integers,
+)
+from joulec.passes._integer_operators import drop_dynamic_pair, expand, is_dynamic_pair, is_integer_operator
 from joulec.passes._qdq_graph import computes, is_dequantize, is_quantize, nodes_of
 from joulec.passes._qdq_places import NODE_RULES, NodeRule, agree, disagreements
 from joulec.passes._symmetric import (
@@ -67,6 +73,9 @@ def _to_qdq(rewriter: Rewriter) -> None:
         if is_integer_operator(node) and node.op_type not in ("DynamicQuantizeLinear",):
             with rewriter.rewriting("integer-operator", node):
                 expand(rewriter, node)
+        elif is_dynamic_pair(node):
+            with rewriter.rewriting("integer-operator", node):
+                drop_dynamic_pair(rewriter, node)
 
 
 def _numbers(rewriter: Rewriter) -> None:
@@ -81,9 +90,12 @@ def _numbers(rewriter: Rewriter) -> None:
                 fold_weight(rewriter, node)
     tables: dict[Table, ir.Value] = {}
     for group in groups(rewriter.module):
-        if moves_constants(group):
-            with rewriter.rewriting("stored-integers", *group.members):
-                float_constants(rewriter, group, tables)
+        if begins_in_integers(group):
+            with rewriter.rewriting("stored-integers" if group.stored else "integer-input", *group.members):
+                begin_in_floats(rewriter, group, tables)
+        elif ends_in_integers(group):
+            with rewriter.rewriting("integer-output", *group.members):
+                end_in_floats(rewriter, group)
     for node in nodes_of(rewriter.module):
         if is_dequantize(node) and needs_legalizing(node):
             with rewriter.rewriting("symmetric-constant", node):
