@@ -179,37 +179,54 @@ def _concat(rewriter: Rewriter, node: ir.Node) -> None:
 
 
 def _dynamic(rewriter: Rewriter, node: ir.Node) -> None:
-    """Mul(Cast(MatMulInteger(q, w)), scale x * scale w), q = DynamicQuantizeLinear(x)  ->  MatMul(x, w) in float."""
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if source is None or source.op_type != "DynamicQuantizeLinear" or source.inputs[0] is None:
+    """Mul(Cast(MatMulInteger(q, w)), scale x * scale w), q = DynamicQuantizeLinear(x)  ->  MatMul(x, w) in float.
+
+    So is w, where it is quantized in the graph too: a weight of ONNX Runtime's convolutions, or an activation.
+    """
+    source, right = _quantizer(node, 0), _quantizer(node, 1)
+    if source is None or source.inputs[0] is None:
         raise Refused("its input is not quantized in the graph")
-    scaled, step = _scaled(node, source)
-    weight = _weight(node, step)
+    scaled, scale = _scaled(node, source)
+    if right is not None and scale is right.outputs[1] and right.inputs[0] is not None:
+        weight = right.inputs[0]
+    else:
+        numbers = _weight(node, np.ones((), np.float32) if scale is None else _constant_scale(scale))
+        weight = rewriter.constant(numbers, f"{node.name}_weight", at=node)
     op_type = "MatMul" if node.op_type == "MatMulInteger" else "Conv"
-    stored = rewriter.constant(weight, f"{node.name}_weight", at=node)
     (made,) = rewriter.add(
-        op_type, [source.inputs[0], stored], _attributes(node), before=node, name=f"{node.name}_{op_type.lower()}",
+        op_type, [source.inputs[0], weight], _attributes(node), before=node, name=f"{node.name}_{op_type.lower()}",
         like=scaled,
     )  # fmt: skip
     rewriter.replace(scaled, made)
 
 
-def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, Array]:
-    """The float result behind the Cast and the Mul, and the scale of the weight."""
+def _quantizer(node: ir.Node, index: int) -> ir.Node | None:
+    """The DynamicQuantizeLinear that makes an operand."""
+    value = input_at(node, index)
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and walk.is_onnx(producer, "DynamicQuantizeLinear") else None
+
+
+def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, ir.Value | None]:
+    """The float result behind the Cast and the Mul, and the scale of the weight; None where that is 1."""
     cast = _only(node.outputs[0], "Cast")
     mul = None if cast is None else _only(cast.outputs[0], "Mul")
     if cast is None or mul is None:
         raise Refused("it is not followed by the Cast and the Mul that make its result float")
     other = mul.inputs[1] if mul.inputs[0] is cast.outputs[0] else mul.inputs[0]
     if other is source.outputs[1]:
-        return mul.outputs[0], np.ones((), np.float32)
+        return mul.outputs[0], None
     product = None if other is None else other.producer()
     if product is None or not walk.is_onnx(product, "Mul") or source.outputs[1] not in product.inputs:
         raise Refused("its scale is not the product of the two scales")
-    step = constant(product.inputs[1] if product.inputs[0] is source.outputs[1] else product.inputs[0])
+    return mul.outputs[0], product.inputs[1] if product.inputs[0] is source.outputs[1] else product.inputs[0]
+
+
+def _constant_scale(scale: ir.Value) -> Array:
+    step = constant(scale)
     if step is None:
         raise Refused("the scale of its weight is not constant")
-    return mul.outputs[0], step
+    return step
 
 
 def is_dynamic_pair(node: ir.Node) -> bool:

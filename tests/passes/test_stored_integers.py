@@ -127,3 +127,17 @@ def test_rounding_by_ranges_of_the_moment_goes() -> None:
     assert "integer-operator" in rules(made)
     fixed, _ = legalized(made)
     assert ops(fixed) == ["MatMul"] and not rules(fixed)
+
+
+@pytest.mark.parametrize("weight", ["w", "v"])
+def test_both_operands_of_an_integer_product_may_be_quantized_in_the_graph(weight: str) -> None:
+    """As ONNX Runtime's dynamic quantization leaves weights of Constant nodes, and products of activations."""
+    text = f"""g (float[2,4] x, float[4,5] v) => (float[2,5] y) {{
+        a, s, z = DynamicQuantizeLinear(x) b, t, u = DynamicQuantizeLinear({weight})
+        i = MatMulInteger(a, b, z, u) f = Cast <to = 1> (i) k = Mul(s, t) y = Mul(f, k) }}"""
+    made = model(text, {"w": WEIGHT})
+    assert "integer-operator" in rules(made)
+    fixed, _ = legalized(made)
+    assert ops(fixed) == ["MatMul"] and not rules(fixed)
+    given = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(fixed, given, WEIGHT)[0], given @ WEIGHT, rtol=1e-5, atol=1e-5)
