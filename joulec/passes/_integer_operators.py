@@ -12,6 +12,7 @@ import onnx_ir as ir
 from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.values import Array, attribute, constant, input_at, is_overridable, rank
+from joulec.passes._qdq_graph import MOVES, is_quantize, scale_of
 
 DYNAMIC = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 MICROSOFT = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulIntegerToFloat")
@@ -227,6 +228,50 @@ def _constant_scale(scale: ir.Value) -> Array:
     if step is None:
         raise Refused("the scale of its weight is not constant")
     return step
+
+
+# -- padding --------------------------------------------------------------------------------------------------------
+
+
+def pads_integers(node: ir.Node) -> bool:
+    """A Pad of integers that a QuantizeLinear made, behind operators that only move them."""
+    return walk.is_onnx(node, "Pad") and _origin(node) is not None
+
+
+def _origin(node: ir.Node) -> ir.Node | None:
+    value = node.inputs[0]
+    producer = None if value is None else value.producer()
+    while producer is not None and walk.is_onnx(producer, *sorted(MOVES)) and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return producer if producer is not None and is_quantize(producer) else None
+
+
+def pad_floats(rewriter: Rewriter, node: ir.Node) -> None:
+    """Pad(q, v)  ->  Q(Pad(DQ(q), (v - zero-point) * scale)): the same integers, and nothing computes on them."""
+    quantize = _origin(node)
+    found = None if quantize is None else scale_of(quantize)
+    if quantize is None or found is None or found.axis is not None:
+        raise Refused("it pads integers that have no one constant scale")
+    value, filler = node.inputs[0], input_at(node, 2)
+    number = np.zeros((), np.int64) if filler is None else constant(filler)
+    if value is None or number is None or len(node.inputs) > 3:
+        raise Refused("what it pads with is not constant, or it pads some axes only")
+    parameters, kind = quantize.inputs[1:], ir.DataType.from_numpy(found.stored)
+    (floats,) = rewriter.add("DequantizeLinear", [value, *parameters], before=node, name=f"{node.name}_input")
+    floats.dtype, floats.shape = kind, value.shape
+    fill = np.asarray((number.reshape(()).astype(np.int64) - found.zero_point) * found.scale, found.stored)
+    padding = rewriter.constant(fill, f"{node.name}_value", at=node)
+    inputs = [floats, node.inputs[1], padding]
+    (made,) = rewriter.add("Pad", inputs, _attributes(node), before=node, name=f"{node.name}_floats")
+    made.dtype, made.shape = kind, node.outputs[0].shape
+    (integers,) = rewriter.add(
+        "QuantizeLinear", [made, *parameters], before=node, name=f"{node.name}_result", like=node.outputs[0]
+    )
+    rewriter.replace(node.outputs[0], integers)
+    rewriter.erase(node)
+
+
+# -- pairs of ranges of the moment ----------------------------------------------------------------------------------
 
 
 def is_dynamic_pair(node: ir.Node) -> bool:

@@ -141,7 +141,7 @@ def _stored(dequantize: ir.Node) -> Array | None:
 
 def quantizes_half(node: ir.Node) -> str | None:
     """Why an operator that looks quantized computes in float, or None."""
-    if not computes(node):
+    if not computes(node) or exempt(node) is not None:
         return None
     data, weight = _integers_behind(input_at(node, 0)), quantized_input(node, 1)
     if data is None and weight is not None and constant_tensor(weight.inputs[0]) is not None:

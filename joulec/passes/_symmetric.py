@@ -175,6 +175,9 @@ def _collect(first: ir.Node, seen: set[int]) -> Group:
         node = work.pop()
         if id(node) in seen:
             continue
+        if not _carries(node):
+            group.obstacle = group.obstacle or f"{walk.label(node)} computes on its integers"
+            continue  # not seen: it is in the way of those on its other side too
         seen.add(id(node))
         if is_quantize(node):
             group.quantize.append(node)
@@ -182,15 +185,17 @@ def _collect(first: ir.Node, seen: set[int]) -> Group:
         elif is_dequantize(node):
             group.dequantize.append(node)
             _lead(node.inputs[0], group, work)
-        elif walk.is_onnx(node, *sorted(MOVES | {"Concat"})):
+        else:
             group.between.append(node)
             for made in node.outputs:
                 _follow(made, group, work)
             for value in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
                 _lead(value, group, work)
-        else:
-            group.obstacle = group.obstacle or f"{walk.label(node)} computes on its integers"
     return group
+
+
+def _carries(node: ir.Node) -> bool:
+    return is_quantize(node) or is_dequantize(node) or walk.is_onnx(node, "Concat", *sorted(MOVES))
 
 
 def _follow(value: ir.Value, group: Group, work: list[ir.Node]) -> None:

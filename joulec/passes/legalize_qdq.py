@@ -20,7 +20,14 @@ from joulec.passes._integer_edges import (
     end_in_floats,
     ends_in_integers,
 )
-from joulec.passes._integer_operators import drop_dynamic_pair, expand, is_dynamic_pair, is_integer_operator
+from joulec.passes._integer_operators import (
+    drop_dynamic_pair,
+    expand,
+    is_dynamic_pair,
+    is_integer_operator,
+    pad_floats,
+    pads_integers,
+)
 from joulec.passes._qdq_graph import computes, is_dequantize, is_quantize, nodes_of
 from joulec.passes._qdq_places import NODE_RULES, NodeRule, agree, disagreements
 from joulec.passes._symmetric import (
@@ -76,6 +83,10 @@ def _to_qdq(rewriter: Rewriter) -> None:
         elif is_dynamic_pair(node):
             with rewriter.rewriting("integer-operator", node):
                 drop_dynamic_pair(rewriter, node)
+    for node in nodes_of(rewriter.module):
+        if pads_integers(node):
+            with rewriter.rewriting("integer-operator", node):
+                pad_floats(rewriter, node)
 
 
 def _numbers(rewriter: Rewriter) -> None:

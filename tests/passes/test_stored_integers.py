@@ -141,3 +141,32 @@ def test_both_operands_of_an_integer_product_may_be_quantized_in_the_graph(weigh
     assert ops(fixed) == ["MatMul"] and not rules(fixed)
     given = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     np.testing.assert_allclose(run(fixed, given, WEIGHT)[0], given @ WEIGHT, rtol=1e-5, atol=1e-5)
+
+
+def test_integers_that_are_padded_are_padded_as_floats() -> None:
+    """As ONNX Runtime's QOperator form keeps them: padded with the zero-point, between QLinearConv nodes."""
+    text = """g (float[1,16,4,4] x) => (float[1,16,4,4] y) {
+        q = QuantizeLinear(x, s, z) t = Transpose <perm = [0, 2, 3, 1]> (q) p = Pad(t, pads, z)
+        r = Transpose <perm = [0, 3, 1, 2]> (p) d = DequantizeLinear(r, s, z) w = DequantizeLinear(w8, ws, wz)
+        y = Conv(d, w) }"""
+    numbers = np.random.default_rng(0)
+    weight = {"w8": numbers.integers(-127, 127, (16, 16, 3, 3)).astype(np.int8), "ws": np.float32(0.01), "wz": np.int8(0)}
+    given = {"s": np.float32(0.03), "z": np.uint8(120), "pads": np.int64([0, 1, 1, 0, 0, 1, 1, 0])}
+    made = model(text, {**given, **weight})
+    assert "integers-computed-on" in rules(made)
+    fixed, result = legalized(made)
+    assert not rules(fixed) and not result.refusals, (rules(fixed), result.refusals)
+    x = numbers.normal(size=(1, 16, 4, 4)).astype(np.float32)
+    expected = run(made, x)[0]
+    assert np.linalg.norm(run(fixed, x)[0] - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_what_cannot_be_mended_on_one_side_stays_on_the_other() -> None:
+    """Sign computes on the integers: neither what makes them nor what reads them behind it may change type."""
+    text = """g (float[2,4] x) => (float[2,4] y) {
+        q = QuantizeLinear(x, s, z) n = Sign(q) t = Transpose <perm = [0, 1]> (n) y = DequantizeLinear(t, s, z) }"""
+    made = model(text, {"s": np.float32(0.03), "z": np.uint8(120)})
+    fixed, result = legalized(made)
+    assert any("computes on its integers" in one.reason for one in result.refusals)
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_array_equal(run(fixed, x)[0], run(made, x)[0])
