@@ -187,7 +187,7 @@ def _dynamic(rewriter: Rewriter, node: ir.Node) -> None:
     source, right = _quantizer(node, 0), _quantizer(node, 1)
     if source is None or source.inputs[0] is None:
         raise Refused("its input is not quantized in the graph")
-    scaled, scale = _scaled(node, source)
+    scaled, scale, bias = _scaled(node, source)
     if right is not None and scale is right.outputs[1] and right.inputs[0] is not None:
         weight = right.inputs[0]
     else:
@@ -198,7 +198,49 @@ def _dynamic(rewriter: Rewriter, node: ir.Node) -> None:
         op_type, [source.inputs[0], weight], _attributes(node), before=node, name=f"{node.name}_{op_type.lower()}",
         like=scaled,
     )  # fmt: skip
+    if bias is not None:
+        made = _biased(rewriter, node, made, *bias)
     rewriter.replace(scaled, made)
+
+
+def _biased(rewriter: Rewriter, node: ir.Node, made: ir.Value, value: ir.Value, shape: ir.Value | None) -> ir.Value:
+    if shape is not None:
+        (value,) = rewriter.add("Reshape", [value, shape], before=node, name=f"{node.name}_bias")
+        value.dtype = ir.DataType.FLOAT
+    (total,) = rewriter.add("Add", [made, value], before=node, name=f"{node.name}_biased", like=made)
+    return total
+
+
+Bias = tuple[ir.Value, ir.Value | None]
+"""A float bias, and the shape that it is brought into."""
+
+
+def _bias(steps: ir.Value | None, scale: ir.Value) -> Bias:
+    """The float behind Reshape(Cast(Floor(bias / scale))): older versions of ONNX Runtime round a bias at each run."""
+    maker, shape = _made_by(steps, "Reshape"), None
+    if maker is not None:
+        steps, shape = maker.inputs[0], maker.inputs[1]
+    rounded = _made_by(_input(_made_by(steps, "Cast")), "Floor")
+    divided = _made_by(_input(rounded), "Div")
+    if divided is None or divided.inputs[0] is None or divided.inputs[1] is None:
+        raise Refused("what is added to its result is not a bias that is rounded in the graph")
+    if _factors(divided.inputs[1]) != _factors(scale):
+        raise Refused("its bias is rounded with another scale")
+    return divided.inputs[0], shape
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    producer = None if value is None else value.producer()
+    return producer if producer is not None and walk.is_onnx(producer, op_type) else None
+
+
+def _input(node: ir.Node | None) -> ir.Value | None:
+    return None if node is None else node.inputs[0]
+
+
+def _factors(value: ir.Value) -> set[ir.Value | None]:
+    product = _made_by(value, "Mul")
+    return {value} if product is None else set(product.inputs)
 
 
 def _quantizer(node: ir.Node, index: int) -> ir.Node | None:
@@ -208,19 +250,28 @@ def _quantizer(node: ir.Node, index: int) -> ir.Node | None:
     return producer if producer is not None and walk.is_onnx(producer, "DynamicQuantizeLinear") else None
 
 
-def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, ir.Value | None]:
-    """The float result behind the Cast and the Mul, and the scale of the weight; None where that is 1."""
-    cast = _only(node.outputs[0], "Cast")
+def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, ir.Value | None, Bias | None]:
+    """The float result behind the Cast and the Mul, the scale of the weight (None where that is 1), and a bias that was
+    added in between.
+    """
+    added = _only(node.outputs[0], "Add")
+    total = node.outputs[0] if added is None else added.outputs[0]
+    cast = _only(total, "Cast")
     mul = None if cast is None else _only(cast.outputs[0], "Mul")
     if cast is None or mul is None:
         raise Refused("it is not followed by the Cast and the Mul that make its result float")
     other = mul.inputs[1] if mul.inputs[0] is cast.outputs[0] else mul.inputs[0]
-    if other is source.outputs[1]:
-        return mul.outputs[0], None
-    product = None if other is None else other.producer()
-    if product is None or not walk.is_onnx(product, "Mul") or source.outputs[1] not in product.inputs:
+    if other is None:
         raise Refused("its scale is not the product of the two scales")
-    return mul.outputs[0], product.inputs[1] if product.inputs[0] is source.outputs[1] else product.inputs[0]
+    steps = None if added is None else added.inputs[1 - list(added.inputs).index(node.outputs[0])]
+    bias = None if added is None else _bias(steps, other)
+    if other is source.outputs[1]:
+        return mul.outputs[0], None, bias
+    product = _made_by(other, "Mul")
+    if product is None or source.outputs[1] not in product.inputs:
+        raise Refused("its scale is not the product of the two scales")
+    scale = product.inputs[1] if product.inputs[0] is source.outputs[1] else product.inputs[0]
+    return mul.outputs[0], scale, bias
 
 
 def _constant_scale(scale: ir.Value) -> Array:

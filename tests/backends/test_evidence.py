@@ -148,6 +148,18 @@ def test_every_quantized_operator_must_be_an_integer_layer(tmp_path, monkeypatch
     assert (rung.status, f"INT8 in {4 - lost} of 4" in rung.detail) == ("failed" if lost else "passed", True)
 
 
+def test_transposed_convolutions_in_float_are_told_and_held_against_nobody(tmp_path, monkeypatch):
+    text = """g (float[1,16,4,4] x) => (float[1,16,n,m] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) w = DequantizeLinear(w8, s, z)
+        y = ConvTranspose(d, w) }"""
+    module = build(text, {"s": np.float32(0.1), "z": np.int8(0), "w8": np.ones((16, 16, 2, 2), np.int8)})
+    layers = [{"type": "deconv", "reads": ["Float", "Float"], "makes": ["Float"], "nodes": int8_names(module)}]
+    answer = {"version": "1", "parsed": True, "built": True, "refused": [], "errors": [], "layers": layers}
+    answering(tmp_path, monkeypatch, json.dumps(answer))
+    rung = compilers.engine(emitted(tmp_path, module), module, {})
+    assert (rung.status, "INT8 in 0 of 0 quantized operators, 1 ConvTranspose in float" in rung.detail) == ("passed", True), rung
+
+
 def test_a_model_that_does_not_parse_is_binding(tmp_path, monkeypatch):
     answer = {"version": "1", "parsed": False, "built": False, "refused": ["n: zero-point"], "errors": [], "layers": []}
     answering(tmp_path, monkeypatch, json.dumps(answer))

@@ -170,3 +170,24 @@ def test_what_cannot_be_mended_on_one_side_stays_on_the_other() -> None:
     assert any("computes on its integers" in one.reason for one in result.refusals)
     x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     np.testing.assert_array_equal(run(fixed, x)[0], run(made, x)[0])
+
+
+def test_a_bias_that_is_rounded_at_each_run_is_added_as_it_was() -> None:
+    """As older versions of ONNX Runtime quantize a Conv dynamically."""
+    text = """g (float[1,3,6,6] x) => (float[1,4,4,4] y) {
+        a, s, z = DynamicQuantizeLinear(x) k = Mul(s, ws) h = Mul(s, ws) n = Div(b, h) f = Floor(n)
+        i = Cast <to = 6> (f) r = Reshape(i, shape) c = ConvInteger(a, w8, z, wz) t = Add(c, r)
+        u = Cast <to = 1> (t) y = Mul(u, k) }"""
+    numbers = np.random.default_rng(0)
+    weight = numbers.integers(0, 255, (4, 3, 3, 3)).astype(np.uint8)
+    bias = numbers.normal(size=4).astype(np.float32)
+    given = {"w8": weight, "ws": np.float32(0.01), "wz": np.uint8(120), "b": bias, "shape": np.int64([1, 4, 1, 1])}
+    made = model(text, given)
+    fixed, result = legalized(made)
+    assert not rules(fixed) and not result.refusals, (rules(fixed), result.refusals)
+    assert ops(fixed) == ["Conv", "Reshape", "Add"]
+    x = numbers.normal(size=(1, 3, 6, 6)).astype(np.float32)
+    np.testing.assert_allclose(run(fixed, x)[0], run(made, x)[0], atol=0.2)
+    other = model(text.replace("Floor(n)", "Sqrt(n)"), given)
+    _, refused = legalized(other)
+    assert any("not a bias that is rounded" in one.reason for one in refused.refusals)
