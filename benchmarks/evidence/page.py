@@ -30,6 +30,9 @@ The digits, the transformer, Magika and the OCR classifier are trained and judge
 the three of keras.applications have seeded random weights (no model hub is reached) and are judged by fidelity,
 `1 - ||y - y0|| / ||y0||`, to the float model's outputs.
 
+`numbers off by` is that of the worst output, as norms, on the first four batches of calibration data; where those are
+beyond the rung's limit, 64 decide: among four, one classification on the border weighs more than the model.
+
 Results are kept from run to run, some renewed alone: rows may come from neighbouring commits. `not run`
 means that no result of the current form is at hand, not that a rung failed.
 """
