@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from joulec.backends.base import SessionSettings
 from joulec.compile.activations import ACTIVATIONS, cheaper
@@ -20,9 +20,11 @@ from joulec.compile.worth import Worth
 from joulec.decisions import Decisions
 from joulec.describe import step_report
 from joulec.errors import BudgetError
+from joulec.ir import walk
 from joulec.ir.machine import cpu_name
 from joulec.ir.module import Module
 from joulec.passes import spelling
+from joulec.passes._qdq_graph import is_dequantize
 from joulec.passes._quantizers import quantizes
 from joulec.passes.pipeline import Outcome, Step
 from joulec.passes.prune_blocks import PruneBlocks
@@ -71,6 +73,7 @@ class Compiler(Bench):
         if (fixed := bound(self, module)) is not None:
             book.keep(fixed)
             module = fixed.module
+        self._say_where_nothing_is_left(module)
         session = tuned(self, module)
         decisions = self.recorded or Decisions(
             self.backend.target.name, tuple(book.excluded), book.int8, tuple(book.choices),
@@ -111,6 +114,17 @@ class Compiler(Bench):
         outcome = self.run(passes, module)
         self.book.keep(outcome)
         return halved(self, outcome.module)
+
+    def _say_where_nothing_is_left(self, module: Module) -> None:
+        """Rules of the provider may bring back to float all that was quantized, once sizes are known."""
+        book, target = self.book, self.backend.target.name
+        if book.int8 is None or not self.backend.fitting() or any(map(is_dequantize, walk.nodes(module.model))):
+            return
+        why = f"but by {target}'s rules every operator is better in float at these sizes ('joulec lint --rules')"
+        book.choices = [
+            replace(one, kept=False, reason=f"{one.reason}, {why}") if one.what == "INT8" and one.kept else one
+            for one in book.choices
+        ]
 
     def _pruned(self, module: Module) -> Module:
         if self.orders.sparsity is None:

@@ -23,7 +23,7 @@ from joulec.ir.session import SessionOptions
 from joulec.passes.base import Context
 from joulec.passes.convert_float16 import ConvertFloat16
 from joulec.passes.legalize_qdq import LegalizeQdq
-from tests.passes.int8_kit import CNN, CPU, TENSORRT, build, cnn_weights, feeds, quantized
+from tests.passes.int8_kit import CNN, CPU, TENSORRT, build, cnn_weights, feeds, quantized, random
 
 DATA = feeds(x=(1, 3, 12, 12))
 
@@ -252,3 +252,16 @@ def test_data_of_any_size_are_the_feeds_where_the_file_says_minus_one(tmp_path):
     ).reports["cpu"]  # fmt: skip
     rung = next(one for one in report.checks if one.name == "CPU numerics")
     assert (rung.status, "4 feeds, data (10 feeds)" in rung.detail) == ("passed", True), rung
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(1, False), (8, True)])
+def test_int8_of_which_the_rules_leave_nothing_is_not_said_to_be_kept(tmp_path, rows, kept):
+    """A product with a single row is better in float on TensorRT, and how many rows there are is known at the end."""
+    weights = random(w=(64, 64), v=(64, 32))
+    build("g (float[N,64] x) => (float[N,32] y) { h = Gemm(x, w) r = Relu(h) y = Gemm(r, v) }", weights).save(tmp_path / "m.onnx")
+    report = joulec.optimize(
+        tmp_path / "m.onnx", tmp_path / "out", target="tensorrt", int8=True, max_drop=None, data=feeds(16, x=(1, 64)),
+        shape={"N": rows},
+    ).reports["tensorrt"]  # fmt: skip
+    (choice,) = [one for one in report.decisions if one.what == "INT8"]
+    assert (choice.kept, "better in float at these sizes" in choice.reason) == (kept, not kept), choice
