@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -44,7 +46,9 @@ def engine(emitted: Artefact, module: Module, options: Mapping[str, str]) -> Run
     found = outcome.found
     if not found["built"]:
         reasons = found["refused"] or found["errors"] or ["no engine, and no reason"]
-        return Rung(name, "failed", f"{'parsed, not built' if found['parsed'] else 'not parsed'}: {_listed(reasons)}")
+        said = f"{'parsed, not built' if found['parsed'] else 'not parsed'}: {_listed(reasons)}"
+        alike = _refuses_input(emitted)
+        return Rung(name, "failed", f"{said}{'; it refuses the input model too' if alike else ''}", binding=not alike)
     wanted = list(quantized_operators(module))
     lost = [node for node in wanted if not _in_integers(node.name or "", found["layers"])]
     said = f"parsed and built (TensorRT-RTX {found['version']}, nothing was run)"
@@ -59,6 +63,19 @@ def engine(emitted: Artefact, module: Module, options: Mapping[str, str]) -> Run
     if not lost:
         return Rung(name, "passed", said)
     return Rung(name, "failed", f"{said}, not in {_listed([n.name or n.op_type for n in lost])}", binding=False)
+
+
+def _refuses_input(emitted: Artefact) -> bool:
+    """Whether the compiler does not build the input model either: that is not held against the artefact, of which ONNX
+    Runtime leaves to CUDA what TensorRT refuses.
+    """
+    if emitted.reference is None:
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / MODEL_FILE
+        emitted.reference.save(file)
+        outcome = outside.run("engine", [str(file)])
+    return outcome.found is not None and not outcome.found["built"]
 
 
 def quantized_operators(module: Module) -> Iterator[ir.Node]:

@@ -168,6 +168,15 @@ def test_a_model_that_does_not_parse_is_binding(tmp_path, monkeypatch):
     assert (rung.status, rung.binding, rung.detail) == ("failed", True, "not parsed: n: zero-point")
 
 
+def test_what_the_compiler_refuses_of_the_input_too_is_not_held_against_the_artefact(tmp_path, monkeypatch):
+    answer = {"version": "1", "parsed": True, "built": False, "refused": [], "errors": ["assertion"], "layers": []}
+    answering(tmp_path, monkeypatch, json.dumps(answer))
+    module = build(CNN, cnn_weights())
+    rung = compilers.engine(emitted(tmp_path, module, module), module, {})
+    assert (rung.status, rung.binding) == ("failed", False)
+    assert rung.detail == "parsed, not built: assertion; it refuses the input model too"
+
+
 def test_profiles_are_handed_on():
     options = {f"trt_profile_{which}_shapes": f"x:{n}x3,y:{n}x8" for which, n in [("min", 1), ("opt", 8), ("max", 32)]}
     assert compilers._spans(options) == ["x=1x3/8x3/32x3", "y=1x8/8x8/32x8"]
