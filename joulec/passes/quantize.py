@@ -26,6 +26,7 @@ from joulec.passes._qdq import (
     quantized,
     weight_parameters,
 )
+from joulec.passes._qdq_graph import exempt
 from joulec.passes._shields import shield
 from joulec.passes.base import Context, Fidelity, Pass, PassResult, option
 from joulec.passes.blocks import Block, Survey, channel_axis, channels, rescaling, survey
@@ -86,7 +87,8 @@ class Quantize(Pass):
             return f"kept float by keep-float={pattern}"
         if self.only and node.op_type in scheme.compute and node.op_type not in self.only:
             return f"not among only={';'.join(self.only)}"
-        return None
+        reason = exempt(node) if scheme.spares and node.op_type in scheme.compute else None
+        return None if reason is None else f"{reason}: slower in INT8 than in half precision"
 
     def _reduced(self, target: Target) -> bool:
         if self.reduce_range != "auto":

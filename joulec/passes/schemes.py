@@ -20,5 +20,6 @@ TENSORRT_SCHEME = QuantizationScheme(
     quantize_outputs=False,
     compute=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
     carry=frozenset({"Add"}),
+    spares=True,
 )
 """TensorRT: symmetric, zero-point 0, Q/DQ on the inputs only; of a residual Add, on the skip input."""

@@ -17,6 +17,8 @@ class QuantizationScheme:
             integers to each other; otherwise only the inputs are quantized.
         compute: operators with integer arithmetic.
         carry: operators that pass integers through and profit when their neighbours are quantized.
+        spares: whether operators that are slower in integers there (narrow convolutions, products with a single row or
+            column) are left alone.
     """
 
     activation: Literal["uint8", "int8"]
@@ -24,6 +26,7 @@ class QuantizationScheme:
     quantize_outputs: bool
     compute: frozenset[str]
     carry: frozenset[str] = frozenset()
+    spares: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from joulec.passes.schemes import CPU_SCHEME, TENSORRT_SCHEME
 from joulec.passes.target import Target
 
 CPU = Target("cpu", "CPUExecutionProvider", 19, 9, CPU_SCHEME, "generic-server-cpu")
-TENSORRT = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, TENSORRT_SCHEME, "h100")
+TENSORRT = Target("tensorrt", "TensorrtExecutionProvider", 19, 9, replace(TENSORRT_SCHEME, spares=False), "h100")
+"""With the narrow operators of small test models quantized as well."""
+
 CUDA = Target("cuda", "CUDAExecutionProvider", 19, 9, None, "h100")
 
 CNN = """cnn (float[N,3,12,12] x) => (float[N,5] y) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from joulec.backends import BACKENDS
+from tests.passes.int8_kit import build, feeds, quantized, random
 from tests.passes.test_legalize_qdq import legalized, model, ops, rules, run
 
 TABLE = """g (int64[3] i) => (float[3,5] y) {
@@ -191,3 +193,13 @@ def test_a_bias_that_is_rounded_at_each_run_is_added_as_it_was() -> None:
     other = model(text.replace("Floor(n)", "Sqrt(n)"), given)
     _, refused = legalized(other)
     assert any("not a bias that is rounded" in one.reason for one in refused.refusals)
+
+
+def test_what_tensorrt_wants_in_float_is_not_quantized_in_the_first_place() -> None:
+    """Quantized and given back, its weights would have been rounded for nothing."""
+    text = "g (float[1,8,8,8] x) => (float[1,32,8,8] y) { a = Conv(x, v) b = Conv(a, w) y = Conv(b, u) }"
+    module = build(text, random(v=(16, 8, 1, 1), w=(16, 16, 1, 1), u=(32, 16, 1, 1)))
+    made, result = quantized(module, feeds(x=(1, 8, 8, 8)), BACKENDS["tensorrt"].target)
+    names = [node.name for node in made.graph if node.op_type == "Conv" and node.inputs[1].producer() is not None]
+    assert names == ["conv1", "conv2"]
+    assert any(one.node == "conv0" and "slower in INT8" in one.reason for one in result.refusals)
