@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,13 @@ WAYS = {
     "half of the weights": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor,correct=false}"),
     "half, corrected": ("--passes", "prune-magnitude{sparsity=0.5,scope=tensor}"),
     "half of all, corrected": ("--passes", "prune-magnitude{sparsity=0.5}"),
+    "half of all by wanda, corrected": ("--passes", "prune-magnitude{sparsity=0.5,score=wanda}"),
     "channels": ("--passes", "prune-channels", *SEARCH),
     "blocks, channels": ("--passes", "prune-blocks,prune-channels", *SEARCH),
     "one budget": ("--prune", *SEARCH),
 }
 """What the tables call it -> what joulec is ordered. The first, half of each tensor, is what other tools do."""
-HALVES, SPENDING = list(WAYS)[:3], list(WAYS)[3:]
+HALVES, SPENDING = list(WAYS)[:4], list(WAYS)[4:]
 """Ways that zero weights, and ways that spend `--max-drop 0.01`; only these are timed."""
 DEEP = ("residual", "separable", "transformer", "residual memorized")
 """Networks that have residual blocks."""
@@ -90,8 +91,8 @@ def slug(name: str) -> str:
     return name.replace(" ", "-").replace(",", "")
 
 
-def trained(name: str) -> dict[str, Any]:
-    """One network, pruned in every way."""
+def trained(name: str, ways: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    """One network, pruned in these ways; what is known of the others stays."""
     place = BUILD / slug(name)
     if not (place / "done").is_file():
         place.mkdir(parents=True, exist_ok=True)
@@ -99,16 +100,15 @@ def trained(name: str) -> dict[str, Any]:
         (place / "metric.py").write_text(METRIC, encoding="utf-8")
         onnx.save(joulec.simplify(place / "source.keras"), place / "float.onnx")
         (place / "done").touch()
-    found: dict[str, Any] = {"accuracy": tested(place, place / "float.onnx"), "ways": {}}
-    for way, orders in WAYS.items():
-        if way == "blocks, channels" and name not in DEEP:
-            continue
+    made: dict[str, Any] = {}
+    for way in (way for way in ways if way != "blocks, channels" or name in DEEP):
         started = time.monotonic()
-        found["ways"][way] = pruned(place, way, orders)
-        print(f"  {name:12} {way:20} {time.monotonic() - started:4.0f} s  {found['ways'][way]}", flush=True)
-    found["ways"][TORCH] = by_peer(place)
-    print(f"  {name:12} {TORCH:20} {found['ways'][TORCH]}", flush=True)
-    return found
+        made[way] = by_peer(place) if way == TORCH else pruned(place, way, WAYS[way])
+        print(f"  {name:12} {way:20} {time.monotonic() - started:4.0f} s  {made[way]}", flush=True)
+    timed(place, name, made)
+    found = {**known.get("ways", {}), **made}
+    every = {way: found[way] for way in (*WAYS, TORCH) if way in found}
+    return {"accuracy": tested(place, place / "float.onnx"), "ways": every}
 
 
 def by_peer(place: Path) -> dict[str, Any]:
@@ -121,16 +121,13 @@ def by_peer(place: Path) -> dict[str, Any]:
     return made
 
 
-def timed(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Times of all that was made of one model, in turns, beside what is known of it."""
-    place = BUILD / slug(name)
-    made = found.get("ways", {"cut": found})
+def timed(place: Path, name: str, made: dict[str, Any]) -> None:
+    """Add the times of what was made of one model, in turns, to what is known of it."""
     done = [way for way, one in made.items() if "error" not in one and way not in HALVES]
     models = [place / slug(way) / "model.onnx" for way in done]
-    for way, one in zip(done, speed(place, models), strict=True):
+    for way, one in zip(done, speed(place, models) if done else [], strict=True):
         made[way] |= {key: round(one[key], 4) for key in ("ratio", "low", "high", "ms")}
         print(f"  {name:24} {way:20} {_speed(made[way])}  {made[way]['ms']:.2f} ms", flush=True)
-    return found
 
 
 def pruned(place: Path, way: str, orders: Sequence[str]) -> dict[str, Any]:
@@ -174,6 +171,7 @@ def architecture(name: str) -> dict[str, Any]:
     operations = sum(node.flops or 0 for node in before.nodes), sum(node.flops or 0 for node in after.nodes)
     found = {"said": step.notes[0], "operations": operations[1] / operations[0], "refusals": step.refusal_count}
     print(f"  {name:24} {found}", flush=True)
+    timed(place, name, {"cut": found})
     return found
 
 
@@ -266,19 +264,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run, print, and keep the numbers with what they were measured on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=[*TRAINED, *ARCHITECTURES], help="all by default")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, TORCH], help="of pruning trained networks; all by default")
     parser.add_argument("--only-time", action="store_true", help="time again what an earlier run made")
     parser.add_argument("--no-peers", action="store_true", help="install no torch-pruning")
     parser.add_argument("--no-write", action="store_true", help="leave results and page as they are")
     given = parser.parse_args(arguments)
     chosen = given.cases or [*TRAINED, *ARCHITECTURES]
+    ways = [way for way in given.ways or (*WAYS, TORCH) if way != TORCH or not given.no_peers]
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    if not (given.only_time or given.no_peers):
+    if TORCH in ways and not given.only_time:
         installed()
-    for kind, names, measure in (("trained", TRAINED, trained), ("architectures", ARCHITECTURES, architecture)):
+    for kind, names in (("trained", TRAINED), ("architectures", ARCHITECTURES)):
         known = kept.setdefault(kind, {})
         for name in (name for name in names if name in chosen):
             started = time.monotonic()
-            known[name] = timed(name, known[name] if given.only_time else measure(name))
+            before = known.get(name, {})
+            if given.only_time:
+                timed(BUILD / slug(name), name, before.get("ways", {"cut": before}))
+            else:
+                known[name] = trained(name, ways, before) if kind == "trained" else architecture(name)
             print(f"  {name:24} {time.monotonic() - started:.0f} s in all", flush=True)
             kept[kind] = known = {name: known[name] for name in names if name in known}
             if not given.no_write:
