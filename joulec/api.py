@@ -311,25 +311,25 @@ def _available_runner(stack: contextlib.ExitStack, limits: Limits | None) -> Run
 
 
 def estimate(
-    model: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    model: Any, target: str | None = None, shape: Shapes | None = None, device: str | None = None,
     *, limits: Limits | None = None, trust_code: bool = False,
 ) -> Estimate:  # fmt: skip
     """Predict the joules of every node, without running anything.
 
     Args:
         model: anything `optimize` takes, or an artefact directory.
-        target: whose kernels run it.
+        target: whose kernels run it; None for those that an artefact was made for, and the CPU's for any other model.
         shape: sizes of symbolic dimensions; those left open count as 1 and are named in `assumed`.
         device: a device profile's name or file; otherwise one calibrated on this CPU, or the target's default.
     """
-    one = backend(target)
+    one = backend(target or target_of(model))
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     return EnergyModel(profile, one.target.name).told(module, shape or {})
 
 
 def sweep(
-    model: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    model: Any, target: str | None = None, shape: Shapes | None = None, device: str | None = None,
     *, limits: Limits | None = None, trust_code: bool = False,
 ) -> list[tuple[Shapes, Estimate]]:  # fmt: skip
     """`estimate` at every size of the one range in `shape`, doubling from its smallest to its largest.
@@ -343,7 +343,7 @@ def sweep(
     points = shapespec.sweep(dict(shape or {}))
     if not points:
         return []
-    one = backend(target)
+    one = backend(target or target_of(model))
     priced = EnergyModel(profile_for(device, one.target.device), one.target.name)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     return [(point, priced.estimate(module, point)) for point in points]
@@ -464,3 +464,10 @@ def model_file(model: Any) -> Any:
     if isinstance(model, str | Path) and (Path(model) / artefact.MANIFEST_FILE).is_file():
         return Path(model) / "model.onnx"
     return model
+
+
+def target_of(model: Any) -> str:
+    """What an artefact was made for; `cpu` for any other model."""
+    file = model_file(model)
+    manifest = None if file is model else artefact.read_json(file.with_name(artefact.MANIFEST_FILE))
+    return str(manifest.get("target", "cpu")) if isinstance(manifest, dict) else "cpu"

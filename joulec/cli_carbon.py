@@ -78,7 +78,7 @@ def carbon(
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the regions, with year, kind and source.")] = False,
-    target: options.OneTarget = "cpu",
+    target: options.OneTarget = None,
     shape: options.Shape = None,
     device: options.Device = None,
     json: options.Json = False,

@@ -30,7 +30,7 @@ CALIBRATE_HELP = epilog("joulec calibrate-device --quick", "joulec estimate mode
 
 def estimate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, or an artefact's directory.")],
-    target: options.OneTarget = "cpu",
+    target: options.OneTarget = None,
     shape: options.Shape = None,
     device: options.Device = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=0, help="How many nodes to list; 0 lists all.")] = 30,

@@ -183,7 +183,12 @@ Target = Annotated[
     ),
 ]
 OneTarget = Annotated[
-    str, _option("--target", help="Whose kernels run it: cpu, cuda or tensorrt. Default: cpu.", metavar="NAME")
+    str | None,
+    _option(
+        "--target",
+        help="Whose kernels run it: cpu, cuda or tensorrt. Default: an artefact's own, else cpu.",
+        metavar="NAME",
+    ),
 ]
 Out = Annotated[
     Path | None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def carbon(
     model: Any, region: str | Sequence[str], *, rate: float | None = None, pue: float = 1.0,
     embodied: Embodied | None = None, kind: str = "average", grids: str | Path | None = None,
-    joules: float | None = None, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    joules: float | None = None, target: str | None = None, shape: Shapes | None = None, device: str | None = None,
     limits: Limits | None = None, trust_code: bool = False,
 ) -> tuple[Carbon, ...]:  # fmt: skip
     """The emissions of a model's inferences, for each region.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulec import describe
-from joulec.api import Result, model_file
+from joulec.api import Result, model_file, target_of
 from joulec.backends import artefact, backend
 from joulec.build import Shapes
 from joulec.energy import EnergyModel, Estimate, profile_for
@@ -54,7 +54,7 @@ class Page:
 
 
 def show(
-    subject: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    subject: Any, target: str | None = None, shape: Shapes | None = None, device: str | None = None,
     *, limits: Limits | None = None, trust_code: bool = False,
 ) -> Page:  # fmt: skip
     """The page of a build, or of a model that is priced and not changed.
@@ -116,11 +116,11 @@ class Priced:
 
 
 def price(
-    model: Any, target: str = "cpu", shape: Shapes | None = None, device: str | None = None,
+    model: Any, target: str | None = None, shape: Shapes | None = None, device: str | None = None,
     *, limits: Limits | None = None, trust_code: bool = False,
 ) -> Priced:  # fmt: skip
     """`estimate`, with what a picture needs."""
-    one = backend(target)
+    one = backend(target or target_of(model))
     profile = profile_for(device, one.target.device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     found = EnergyModel(profile, one.target.name).told(module, shape or {})

@@ -100,6 +100,13 @@ def test_several_targets_get_a_directory_each(model: Path, tmp_path: Path) -> No
     assert skipped["real device"] == "skipped"
 
 
+def test_an_artefact_is_priced_for_what_it_was_made_for(model: Path, tmp_path: Path) -> None:
+    joulec.optimize(model, tmp_path / "out", target="tensorrt")
+    priced = joulec.estimate(tmp_path / "out")
+    assert priced.to_json() == joulec.estimate(tmp_path / "out", "tensorrt").to_json()
+    assert priced.device != joulec.estimate(tmp_path / "out", "cpu").device == joulec.estimate(model).device
+
+
 def test_the_signature_and_metadata_survive(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     proto.doc_string, proto.producer_name = "about", "me"

@@ -1,8 +1,10 @@
 """Q/DQ patterns that run as integer kernels, per target.
 
 On CPU an operator becomes its integer form when DequantizeLinear stands before its operands and QuantizeLinear behind
-its result (a MatMul or Gemm may also end in float). TensorRT asks for the inputs only. CUDA has no such kernels: there
-the operator runs in float, and Q and DQ are kernels of their own.
+its result (a MatMul or Gemm may also end in float). TensorRT asks for the inputs only, and computes what follows a
+convolution or a product element by element in the same kernel: activations, the sum with a residual, QuantizeLinear
+("layer fusion" and "Q/DQ placement recommendations" in NVIDIA's documentation of TensorRT). CUDA has no such kernels:
+there the operator runs in float, and Q and DQ are kernels of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ CARRY = (
     "DepthToSpace", "Split",
 )  # fmt: skip
 """Operators that pass 8-bit numbers through unchanged."""
+ACTIVATIONS = (
+    "Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh",
+)  # fmt: skip
+"""Activations that TensorRT computes in the kernel of what is in front of them."""
 
 _EIGHT_BIT = (ir.DataType.INT8, ir.DataType.UINT8)
 _INT_RANGE = {ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255)}
@@ -39,7 +45,7 @@ def integer_kernel(plan: Plan, node: ir.Node, target: str) -> bool:
     if target == "cuda" or not is_onnx(node):
         return False
     if node.op_type in COMPUTE:
-        return _contraction(plan, node, needs_output=target == "cpu")
+        return _contraction(plan, node, on_cpu=target == "cpu")
     if node.op_type in QLINEAR or node.op_type in CARRY:
         return _elementwise(plan, node)
     return _redundant_clip(plan, node) if node.op_type in ("Relu", "Clip") else False
@@ -48,29 +54,57 @@ def integer_kernel(plan: Plan, node: ir.Node, target: str) -> bool:
 # -- contractions -------------------------------------------------------------------------------------------
 
 
-def _contraction(plan: Plan, head: ir.Node, needs_output: bool) -> bool:
+def _contraction(plan: Plan, head: ir.Node, on_cpu: bool) -> bool:
     operands = [_dequantized(plan, input_at(head, i)) for i in (0, 1)]
     if any(dq is None for dq in operands):
         return False
     value = head.outputs[0]
     absorbed: list[ir.Node] = []
-    extra: list[ir.Value] = []
+    extra: list[ir.Value | None] = []
     bias = bias_add(plan, head) if head.op_type == "MatMul" else None
     if bias is not None:
         absorbed, extra, value = [bias[0]], [bias[1]], bias[0].outputs[0]
+    epilogue = [] if on_cpu else _epilogue(plan, value, extra)
+    value = epilogue[-1].outputs[0] if epilogue else value
     clip, quantize = _quantized_result(plan, value)
-    if quantize is None and needs_output and not _float_result(plan, head, bias is not None):
+    if quantize is None and on_cpu and not _float_result(plan, head, bias is not None):
         return False
     reads = [dq.inputs[0] for dq in operands if dq is not None]
     reads += [*(_bias_source(plan, v) for v in head.inputs[2:]), *extra]
+    absorbed += epilogue
     if quantize is not None:
         absorbed += [*clip, quantize]
         value = quantize.outputs[0]
     name = _contraction_name(head, quantize is not None, bias is not None)
-    plan.kernels[head] = Kernel(name, tuple(reads), (value,), compute="int8", requantizes=True)
-    plan.integer.add(head)
+    plan.kernels[head] = Kernel(
+        name, tuple(reads), (value,), compute="int8", epilogue=tuple(epilogue), requantizes=True
+    )  # fmt: skip
+    plan.integer.update((head, *epilogue))
     plan.absorb(absorbed, head)
     return True
+
+
+def _epilogue(plan: Plan, value: ir.Value, reads: list[ir.Value | None]) -> list[ir.Node]:
+    """What TensorRT computes in the kernel of `value`: activations, and one sum, whose other operand is read too."""
+    found: list[ir.Node] = []
+    while (node := plan.follower(value)) is not None and is_onnx(node, *ACTIVATIONS, "Add"):
+        if node.op_type == "Add":
+            other = _other_operand(plan, node, value)
+            if other is None or any(one.op_type == "Add" for one in found):
+                break
+            dequantize = _dequantized(plan, other)
+            reads.append(other if dequantize is None else dequantize.inputs[0])
+        found.append(node)
+        value = node.outputs[0]
+    return found
+
+
+def _other_operand(plan: Plan, add: ir.Node, value: ir.Value) -> ir.Value | None:
+    """What is added to `value`; None where it is not the sum of two values of one shape."""
+    others = [one for one in plan.reads(add) if one is not value]
+    shape = add.outputs[0].shape
+    alike = [one for one in others if one is not None and one.shape is not None and one.shape == shape == value.shape]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _contraction_name(head: ir.Node, quantized: bool, biased: bool) -> str:

@@ -211,6 +211,23 @@ def test_tensorrt_needs_no_output_quantizer() -> None:
     ]  # fmt: skip
 
 
+def test_tensorrt_runs_activation_sum_and_quantizer_in_the_convolution() -> None:
+    """A symmetric quantizer does not do what Relu does, so that on a CPU all of these are kernels of their own."""
+    body = f"{QCONV} c = Conv<pads=[1,1,1,1]>(d, W, B) a = Add(c, d) r = Relu(a) o = QuantizeLinear(r, s, z5) "
+    module = Module(ir.from_proto(build(IMAGE, body + "y = DequantizeLinear(o, s, z5)")))
+    infer_shapes(module)
+    kernels = effective_kernels(module, "tensorrt")
+    nodes = {node.op_type: node for node in module.graph if node.op_type != "DequantizeLinear"}
+    conv, quantize = nodes["Conv"], module.graph[-2]
+    assert [kernels[node].name for node in module.graph if kernels[node].runs] == [
+        "QuantizeLinear", "QLinearConv", "DequantizeLinear",
+    ]  # fmt: skip
+    assert kernels[conv].reads[0] is kernels[conv].reads[-1] is module.graph[0].outputs[0]  # the residual in 8 bits
+    assert kernels[conv].writes == (quantize.outputs[0],)
+    assert [node.op_type for node in kernels[conv].epilogue] == ["Add", "Relu"]
+    assert {"Add", "Relu"} <= set(names(module, "cpu"))
+
+
 def test_residual_add_runs_in_the_later_convolution(parse: Callable[..., Module]) -> None:
     module = parse(
         "g (float[1,16,8,8] x) => (float[1,16,8,8] y) "
