@@ -25,6 +25,7 @@ from joulec.passes.base import Pass
 from joulec.passes.eliminate_dead_code import EliminateDeadCode
 from joulec.passes.eliminate_identity import EliminateIdentity
 from joulec.passes.fit_kernels import FitKernels
+from joulec.passes.fuse_attention import FuseAttention
 from joulec.passes.legalize_qdq import LegalizeQdq
 from joulec.passes.schemes import TENSORRT_SCHEME
 from joulec.passes.target import Target
@@ -86,6 +87,10 @@ class CudaBackend(GpuBackend):
 
     def settings(self, threads: int) -> SessionSettings:
         return SessionSettings("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}, threads)
+
+    def fitting(self) -> list[Pass]:
+        """Attention as one kernel, too."""
+        return [FuseAttention(), *super().fitting()]
 
     def compiled(self, emitted: Artefact, written: Module) -> Rung:
         """Where ONNX Runtime places the nodes, with the artefact's own options."""

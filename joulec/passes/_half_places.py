@@ -83,9 +83,10 @@ def _follows(node: ir.Node, given: set[str], made: set[str]) -> bool:
 
 
 def _by_table(node: ir.Node, table: KernelTable, half: str) -> Places | str:
-    """An operator of the runtime's own: where one type parameter is all it has, all floats are of that type."""
+    """An operator of the runtime's own: where all its type parameters may be `half`, all its floats are."""
     kernels = table.kernels.get((node.domain, node.op_type), ())
-    alike = [one for kernel in kernels for one in kernel.types if set(one) == {"T"} and half in one["T"]]
+    every = [one for kernel in kernels for one in kernel.types if "T" in one]
+    alike = [one for one in every if all(half in kinds for kinds in one.values())]
     if not alike:
         return f"its operator is not known to take {half}"
     inputs = tuple(index for index, value in enumerate(node.inputs) if _is_float(value))

@@ -34,7 +34,7 @@ class EinsumAsMatMul(Rule):
     ops = ("Einsum",)
 
     def apply(self, node: ir.Node, rewriter: Rewriter) -> None:
-        one, other, result = _labels(node)
+        one, other, result = labels_of(node)
         operands = [(node.inputs[0], one), (node.inputs[1], other)]
         shared = [label for label in result if label in one and label in other]
         summed = _single([label for label in one if label in other and label not in result], "is summed")
@@ -53,7 +53,7 @@ class EinsumAsMatMul(Rule):
         rewriter.erase(node)
 
 
-def _labels(node: ir.Node) -> tuple[str, str, str]:
+def labels_of(node: ir.Node) -> tuple[str, str, str]:
     """The labels of both operands and of the result.
 
     Raises:
