@@ -160,9 +160,11 @@ def architecture(name: str) -> dict[str, Any]:
     place = BUILD / slug(name)
     place.mkdir(parents=True, exist_ok=True)
     (place / "float.onnx").write_bytes(source.make().read_bytes())
-    sizes = {value.name: value for value in onnx.load(place / "float.onnx").graph.input}
-    rows = np.random.default_rng(0).uniform(-1, 1, (4, *_row(next(iter(sizes.values()))))).astype(np.float32)
-    np.savez(place / "calibration.npz", **{next(iter(sizes)): rows})
+    graph = onnx.load(place / "float.onnx").graph
+    held = {one.name for one in graph.initializer}
+    (image,) = (value for value in graph.input if value.name not in held)  # old models list their weights as inputs
+    rows = np.random.default_rng(0).uniform(-1, 1, (4, *_row(image))).astype(np.float32)
+    np.savez(place / "calibration.npz", **{image.name: rows})
     result = joulec.optimize(place / "float.onnx", place / "cut", passes="prune-channels{ratio=0.3}", max_drop=None)
     report = result.reports["cpu"]
     step = next(step for step in report.steps if step.spelling.startswith("prune-channels"))
