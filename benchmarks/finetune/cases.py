@@ -113,12 +113,12 @@ def _normed(value: Any, width: int, act: bool = True) -> Any:
 
 
 def _residual(image: Any) -> Any:
-    """Two residual blocks of 144 channels and a head."""
+    """Two residual blocks of 176 channels and a head."""
     from keras import layers
 
-    value = _normed(image, 144)
+    value = _normed(image, 176)
     for _ in range(2):
-        value = layers.ReLU()(layers.Add()([value, _normed(_normed(value, 144), 144, act=False)]))
+        value = layers.ReLU()(layers.Add()([value, _normed(_normed(value, 176), 176, act=False)]))
     value = layers.GlobalAveragePooling2D()(value)
     return layers.Dense(10, "softmax", name="digit")(value)
 
@@ -127,9 +127,9 @@ def _plain(image: Any) -> Any:
     """Convolutions, a pooling, and a hidden layer."""
     from keras import layers
 
-    value = _normed(_normed(image, 128), 192)
+    value = _normed(_normed(image, 176), 256)
     value = layers.MaxPooling2D()(value)
-    value = _normed(_normed(value, 256), 256)
+    value = _normed(_normed(value, 352), 352)
     value = layers.Dense(256, "relu")(layers.Dropout(0.3)(layers.Flatten()(value)))
     return layers.Dense(10, "softmax", name="digit")(value)
 
