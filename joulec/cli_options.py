@@ -250,7 +250,7 @@ Sparsity = Annotated[
         "--sparsity",
         panel=_ORDERS,
         metavar="S",
-        help="Prune this share of the weights by magnitude, 0 to 1.",
+        help="Prune this share of the weights, 0 to 1: by magnitude, with --data by magnitude times input.",
         min=0,
         max=1,
     ),

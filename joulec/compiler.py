@@ -26,6 +26,7 @@ from joulec.ir.module import Module
 from joulec.passes import spelling
 from joulec.passes._qdq_graph import is_dequantize
 from joulec.passes._quantizers import quantizes
+from joulec.passes._statistics import has_data
 from joulec.passes.pipeline import Outcome, Step
 from joulec.passes.prune_blocks import PruneBlocks
 from joulec.passes.prune_channels import PruneChannels
@@ -127,9 +128,12 @@ class Compiler(Bench):
         ]
 
     def _pruned(self, module: Module) -> Module:
+        """With the share of weights that was ordered away: by magnitude times input where there are data, which over
+        all networks of `benchmarks/pruning` costs least."""
         if self.orders.sparsity is None:
             return module
-        outcome = self.run([PruneMagnitude(sparsity=self.orders.sparsity)], module)
+        one = PruneMagnitude(sparsity=self.orders.sparsity)
+        outcome = self.run([replace(one, score="wanda") if has_data(self.context(module)) else one], module)
         self.book.keep(outcome)
         self.book.choose("pruning", _applied_last(outcome), self._said_of_pruning(outcome), ordered=True)
         return outcome.module

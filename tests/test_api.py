@@ -100,6 +100,13 @@ def test_several_targets_get_a_directory_each(model: Path, tmp_path: Path) -> No
     assert skipped["real device"] == "skipped"
 
 
+def test_ordered_sparsity_goes_by_inputs_where_there_are_data(model: Path, data: Path) -> None:
+    with_data = joulec.optimize(model, data=data, sparsity=0.5, int8=False, max_drop=None).reports["cpu"]
+    without = joulec.optimize(model, sparsity=0.5).reports["cpu"]
+    ran = [[step.spelling for step in one.steps if "magnitude" in step.spelling] for one in (with_data, without)]
+    assert ran == [["prune-magnitude{sparsity=0.5,score=wanda}"], ["prune-magnitude{sparsity=0.5}"]]
+
+
 def test_an_artefact_is_priced_for_what_it_was_made_for(model: Path, tmp_path: Path) -> None:
     joulec.optimize(model, tmp_path / "out", target="tensorrt")
     priced = joulec.estimate(tmp_path / "out")
