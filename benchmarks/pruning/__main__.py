@@ -70,6 +70,9 @@ PEER = Peer(
 )  # fmt: skip
 PEER_SECONDS = 600.0
 
+KEPT = "Results are kept from run to run; some were renewed alone, beside other work, which ratios in turns stand."
+"""Of what the page shows not everything must come from one run."""
+
 SAID = ("channels", "blocks", "budget")
 """Decisions that are kept with the numbers."""
 
@@ -206,7 +209,7 @@ def page(data: dict[str, Any]) -> str:
         "the images as they are until it knew them by heart; all other deep networks saw them moved and turned. What "
         "has been memorized gives way to any change, and closed forms fitted to the images that it knows do not help.",
         _spending_table(data["trained"]),
-        f"Not measured in this run: {', '.join(missing)}." if missing else "All networks were measured in this run.",
+        f"Not measured: {', '.join(missing)}. {KEPT}" if missing else KEPT,
         "## Architectures, 30 % of the channels of every group removed",
         "Random weights: valid, and smaller; accuracy has no meaning here.",
         _architecture_table(data["architectures"]),
