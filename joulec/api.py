@@ -322,10 +322,9 @@ def estimate(
         shape: sizes of symbolic dimensions; those left open count as 1 and are named in `assumed`.
         device: a device profile's name or file; otherwise one calibrated on this CPU, or the target's default.
     """
-    one = backend(target or target_of(model))
-    profile = profile_for(device, one.target.device)
+    priced = energy_model(model, target, device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
-    return EnergyModel(profile, one.target.name).told(module, shape or {})
+    return priced.told(module, shape or {})
 
 
 def sweep(
@@ -343,8 +342,7 @@ def sweep(
     points = shapespec.sweep(dict(shape or {}))
     if not points:
         return []
-    one = backend(target or target_of(model))
-    priced = EnergyModel(profile_for(device, one.target.device), one.target.name)
+    priced = energy_model(model, target, device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
     return [(point, priced.estimate(module, point)) for point in points]
 
@@ -464,6 +462,12 @@ def model_file(model: Any) -> Any:
     if isinstance(model, str | Path) and (Path(model) / artefact.MANIFEST_FILE).is_file():
         return Path(model) / "model.onnx"
     return model
+
+
+def energy_model(model: Any, target: str | None, device: str | None) -> EnergyModel:
+    """What prices a model; the arguments are those of `estimate`."""
+    one = backend(target or target_of(model))
+    return EnergyModel(profile_for(device, one.target.device), one.target.name)
 
 
 def target_of(model: Any) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulec import describe
-from joulec.api import Result, model_file, target_of
-from joulec.backends import artefact, backend
+from joulec.api import Result, energy_model, model_file
+from joulec.backends import artefact
 from joulec.build import Shapes
-from joulec.energy import EnergyModel, Estimate, profile_for
+from joulec.energy import Estimate
 from joulec.errors import InputError
 from joulec.ir.layers import layers
 from joulec.ir.lower import lower
@@ -120,9 +120,8 @@ def price(
     *, limits: Limits | None = None, trust_code: bool = False,
 ) -> Priced:  # fmt: skip
     """`estimate`, with what a picture needs."""
-    one = backend(target or target_of(model))
-    profile = profile_for(device, one.target.device)
+    priced = energy_model(model, target, device)
     module = lower(model_file(model), trust_code=trust_code, limits=limits).module
-    found = EnergyModel(profile, one.target.name).told(module, shape or {})
+    found = priced.told(module, shape or {})
     name = (Path(model).name or str(model)) if isinstance(model, str | Path) else type(model).__name__
-    return Priced(name, found, layers(module, module), describe.roofs(profile, found))
+    return Priced(name, found, layers(module, module), describe.roofs(priced.profile, found))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from joulec.energy.fusions import Chain, other_operand
 from joulec.energy.fusions_matmul import bias_add
 from joulec.energy.kernel import Kernel, Plan
 from joulec.ir.values import constant, constant_tensor, input_at, rank
@@ -58,53 +59,45 @@ def _contraction(plan: Plan, head: ir.Node, on_cpu: bool) -> bool:
     operands = [_dequantized(plan, input_at(head, i)) for i in (0, 1)]
     if any(dq is None for dq in operands):
         return False
-    value = head.outputs[0]
-    absorbed: list[ir.Node] = []
-    extra: list[ir.Value | None] = []
+    chain = Chain(head, head.outputs[0])
     bias = bias_add(plan, head) if head.op_type == "MatMul" else None
     if bias is not None:
-        absorbed, extra, value = [bias[0]], [bias[1]], bias[0].outputs[0]
-    epilogue = [] if on_cpu else _epilogue(plan, value, extra)
-    value = epilogue[-1].outputs[0] if epilogue else value
-    clip, quantize = _quantized_result(plan, value)
+        chain.take(bias[0], counts=False, reads=bias[1])
+    if not on_cpu:
+        _take_epilogue(plan, chain)
+    clip, quantize = _quantized_result(plan, chain.value)
     if quantize is None and on_cpu and not _float_result(plan, head, bias is not None):
         return False
+    for node in (*clip, quantize) if quantize is not None else ():
+        chain.take(node, counts=False)
     reads = [dq.inputs[0] for dq in operands if dq is not None]
-    reads += [*(_bias_source(plan, v) for v in head.inputs[2:]), *extra]
-    absorbed += epilogue
-    if quantize is not None:
-        absorbed += [*clip, quantize]
-        value = quantize.outputs[0]
-    name = _contraction_name(head, quantize is not None, bias is not None)
+    reads += [*(_bias_source(plan, v) for v in head.inputs[2:]), *chain.extra]
     plan.kernels[head] = Kernel(
-        name, tuple(reads), (value,), compute="int8", epilogue=tuple(epilogue), requantizes=True
+        _contraction_name(head, quantize is not None, bias is not None), tuple(reads), (chain.value,),
+        compute="int8", epilogue=tuple(chain.epilogue), requantizes=True,
     )  # fmt: skip
-    plan.integer.update((head, *epilogue))
-    plan.absorb(absorbed, head)
+    plan.integer.update((head, *chain.epilogue))
+    plan.absorb(chain.absorbed, head)
     return True
 
 
-def _epilogue(plan: Plan, value: ir.Value, reads: list[ir.Value | None]) -> list[ir.Node]:
-    """What TensorRT computes in the kernel of `value`: activations, and one sum, whose other operand is read too."""
-    found: list[ir.Node] = []
-    while (node := plan.follower(value)) is not None and is_onnx(node, *ACTIVATIONS, "Add"):
-        if node.op_type == "Add":
-            other = _other_operand(plan, node, value)
-            if other is None or any(one.op_type == "Add" for one in found):
-                break
-            dequantize = _dequantized(plan, other)
-            reads.append(other if dequantize is None else dequantize.inputs[0])
-        found.append(node)
-        value = node.outputs[0]
-    return found
+def _take_epilogue(plan: Plan, chain: Chain) -> None:
+    """What TensorRT computes in the kernel of a chain: activations, and one sum, whose other operand is read too."""
+    while (node := plan.follower(chain.value)) is not None and is_onnx(node, *ACTIVATIONS, "Add"):
+        if node.op_type != "Add":
+            chain.take(node)
+            continue
+        other = other_operand(plan, node, chain.value)
+        summed = any(one.op_type == "Add" for one in chain.epilogue)
+        if other is None or summed or not _adds_alike(node, other, chain.value):
+            return
+        dequantize = _dequantized(plan, other)
+        chain.take(node, reads=other if dequantize is None else dequantize.inputs[0])
 
 
-def _other_operand(plan: Plan, add: ir.Node, value: ir.Value) -> ir.Value | None:
-    """What is added to `value`; None where it is not the sum of two values of one shape."""
-    others = [one for one in plan.reads(add) if one is not value]
-    shape = add.outputs[0].shape
-    alike = [one for one in others if one is not None and one.shape is not None and one.shape == shape == value.shape]
-    return alike[0] if len(alike) == 1 else None
+def _adds_alike(add: ir.Node, other: ir.Value, value: ir.Value) -> bool:
+    """Whether two values of one shape are added, which is known."""
+    return other.shape is not None and other.shape == add.outputs[0].shape == value.shape
 
 
 def _contraction_name(head: ir.Node, quantized: bool, biased: bool) -> str:

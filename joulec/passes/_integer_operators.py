@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from joulec.ir import walk
 from joulec.ir.rewrite import Refused, Rewriter
-from joulec.ir.values import Array, attribute, constant, input_at, is_overridable, rank
+from joulec.ir.values import Array, attribute, constant, input_at, rank
 from joulec.passes._qdq_graph import MOVES, is_quantize, scale_of
+from joulec.passes._spelled import producer
 
 DYNAMIC = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
 MICROSOFT = ("QLinear", "QGemm", "QAttention", "DynamicQuantize", "MatMulIntegerToFloat")
@@ -184,7 +185,7 @@ def _dynamic(rewriter: Rewriter, node: ir.Node) -> None:
 
     So is w, where it is quantized in the graph too: a weight of ONNX Runtime's convolutions, or an activation.
     """
-    source, right = _quantizer(node, 0), _quantizer(node, 1)
+    source, right = (producer(input_at(node, index), "DynamicQuantizeLinear") for index in (0, 1))
     if source is None or source.inputs[0] is None:
         raise Refused("its input is not quantized in the graph")
     scaled, scale, bias = _scaled(node, source)
@@ -217,11 +218,11 @@ Bias = tuple[ir.Value, ir.Value | None]
 
 def _bias(steps: ir.Value | None, scale: ir.Value) -> Bias:
     """The float behind Reshape(Cast(Floor(bias / scale))): older versions of ONNX Runtime round a bias at each run."""
-    maker, shape = _made_by(steps, "Reshape"), None
+    maker, shape = producer(steps, "Reshape"), None
     if maker is not None:
         steps, shape = maker.inputs[0], maker.inputs[1]
-    rounded = _made_by(_input(_made_by(steps, "Cast")), "Floor")
-    divided = _made_by(_input(rounded), "Div")
+    rounded = producer(_input(producer(steps, "Cast")), "Floor")
+    divided = producer(_input(rounded), "Div")
     if divided is None or divided.inputs[0] is None or divided.inputs[1] is None:
         raise Refused("what is added to its result is not a bias that is rounded in the graph")
     if _factors(divided.inputs[1]) != _factors(scale):
@@ -229,25 +230,13 @@ def _bias(steps: ir.Value | None, scale: ir.Value) -> Bias:
     return divided.inputs[0], shape
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and walk.is_onnx(producer, op_type) else None
-
-
 def _input(node: ir.Node | None) -> ir.Value | None:
     return None if node is None else node.inputs[0]
 
 
 def _factors(value: ir.Value) -> set[ir.Value | None]:
-    product = _made_by(value, "Mul")
+    product = producer(value, "Mul")
     return {value} if product is None else set(product.inputs)
-
-
-def _quantizer(node: ir.Node, index: int) -> ir.Node | None:
-    """The DynamicQuantizeLinear that makes an operand."""
-    value = input_at(node, index)
-    producer = None if value is None else value.producer()
-    return producer if producer is not None and walk.is_onnx(producer, "DynamicQuantizeLinear") else None
 
 
 def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, ir.Value | None, Bias | None]:
@@ -267,7 +256,7 @@ def _scaled(node: ir.Node, source: ir.Node) -> tuple[ir.Value, ir.Value | None, 
     bias = None if added is None else _bias(steps, other)
     if other is source.outputs[1]:
         return mul.outputs[0], None, bias
-    product = _made_by(other, "Mul")
+    product = producer(other, "Mul")
     if product is None or source.outputs[1] not in product.inputs:
         raise Refused("its scale is not the product of the two scales")
     scale = product.inputs[1] if product.inputs[0] is source.outputs[1] else product.inputs[0]
@@ -291,10 +280,10 @@ def pads_integers(node: ir.Node) -> bool:
 
 def _origin(node: ir.Node) -> ir.Node | None:
     value = node.inputs[0]
-    producer = None if value is None else value.producer()
-    while producer is not None and walk.is_onnx(producer, *sorted(MOVES)) and producer.inputs[0] is not None:
-        producer = producer.inputs[0].producer()
-    return producer if producer is not None and is_quantize(producer) else None
+    while (mover := producer(value, *MOVES)) is not None:
+        value = mover.inputs[0]
+    maker = None if value is None else value.producer()
+    return maker if maker is not None and is_quantize(maker) else None
 
 
 def pad_floats(rewriter: Rewriter, node: ir.Node) -> None:
@@ -332,16 +321,6 @@ def is_dynamic_pair(node: ir.Node) -> bool:
     if maker is None or not walk.is_onnx(maker, "DynamicQuantizeLinear"):
         return False
     return list(node.inputs) == list(maker.outputs)
-
-
-def drop_dynamic_pair(rewriter: Rewriter, node: ir.Node) -> None:
-    """Let what reads it read the floats."""
-    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    source = None if maker is None else maker.inputs[0]
-    if source is None or (node.outputs[0].is_graph_output() and is_overridable(source)):
-        raise Refused("its float is an input of the model")
-    rewriter.replace(node.outputs[0], source)
-    rewriter.erase(node)
 
 
 def _only(value: ir.Value, op_type: str) -> ir.Node | None:

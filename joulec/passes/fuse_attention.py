@@ -13,6 +13,7 @@ from joulec.ir.kernel_table import KernelTable, kernel_table
 from joulec.ir.rewrite import Refused, Rewriter
 from joulec.ir.rules import Rule
 from joulec.ir.values import attribute, constant, rank, sole_consumer
+from joulec.passes._spelled import producer
 from joulec.passes.base import Context, RulePass
 from joulec.passes.expand_einsum import labels_of
 
@@ -43,13 +44,12 @@ class Factor:
 
     def unmoved(self) -> Factor:
         """What it is a transposition of."""
-        node, value, labels = self.value.producer(), self.value, self.labels
-        while node is not None and walk.is_onnx(node, "Transpose") and node.inputs[0] is not None:
+        value, labels = self.value, self.labels
+        while (node := producer(value, "Transpose")) is not None and node.inputs[0] is not None:
             perm = list(attribute(node, "perm", None) or reversed(range(len(labels))))
             if sorted(perm) != list(range(len(labels))):
                 break
             value, labels = node.inputs[0], "".join(labels[perm.index(axis)] for axis in range(len(labels)))
-            node = value.producer()
         return Factor(value, labels)
 
 
@@ -104,7 +104,7 @@ class ProductsAsAttention(Rule):
             rewriter.replace(joins.outputs[0], made)
             rewriter.erase(joins)
         else:
-            rewriter.replace(found.result, _apart(made, found.result, at, rewriter))
+            rewriter.replace(found.result, _reshaped(made, (heads, size), f"{made.name}_heads", at, rewriter))
         for one in found.nodes:
             rewriter.erase(one)
 
@@ -196,8 +196,7 @@ def _scores(value: ir.Value | None) -> tuple[float, ir.Value | None, list[ir.Nod
 def _split(add: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The scores, and what is added to them."""
     one, other = add.inputs
-    made_by = None if one is None else one.producer()
-    computed = made_by is not None and walk.is_onnx(made_by, "Mul", "Div", "Einsum", "MatMul")
+    computed = producer(one, "Mul", "Div", "Einsum", "MatMul") is not None
     return (one, other) if computed else (other, one)
 
 
@@ -248,11 +247,10 @@ def _joined(value: ir.Value, before: ir.Node, rewriter: Rewriter) -> ir.Value:
     """(batch, words, heads, size) as (batch, words, heads * size); what split the heads, and scaled or shifted them by
     constants then, is done on what was split."""
     heads, size = (int(dim) for dim in list(value.shape or ())[2:])  # type: ignore[arg-type]
-    node, alone = value.producer(), sole_consumer(value) is not None
-    whole = None if node is None else _unsplit(node, heads * size)
-    if whole is not None:
+    if (whole := _unsplit(value, heads * size)) is not None:
         return whole
-    if node is not None and alone and walk.is_onnx(node, "Add", "Div", "Mul", "Sub"):
+    node = producer(value, "Add", "Div", "Mul", "Sub")
+    if node is not None and sole_consumer(value) is not None:
         flat = [_flat(one, (heads, size), before, rewriter) for one in node.inputs]
         moving = [index for index, one in enumerate(flat) if one is None]
         inner = node.inputs[moving[0]] if len(moving) == 1 else None
@@ -261,10 +259,7 @@ def _joined(value: ir.Value, before: ir.Node, rewriter: Rewriter) -> ir.Value:
             (made,) = rewriter.add(node.op_type, flat, before=before, name=node.name)
             made.type, made.shape = value.type, _dims(value, heads * size)
             return made
-    target = rewriter.constant(np.array([0, 0, heads * size], np.int64), f"{value.name}_joined", at=before)
-    (made,) = rewriter.add("Reshape", [value, target], before=before)
-    made.type, made.shape = value.type, _dims(value, heads * size)
-    return made
+    return _reshaped(value, (heads * size,), f"{value.name}_joined", before, rewriter)
 
 
 def _flat(value: ir.Value | None, split: tuple[int, int], before: ir.Node, rewriter: Rewriter) -> ir.Value | None:
@@ -277,13 +272,14 @@ def _flat(value: ir.Value | None, split: tuple[int, int], before: ir.Node, rewri
     return rewriter.constant(numbers.reshape(-1), f"{value.name}_joined", at=before, follows=value, moved=np.ravel)
 
 
-def _unsplit(reshape: ir.Node, width: int) -> ir.Value | None:
+def _unsplit(value: ir.Value, width: int) -> ir.Value | None:
     """What a Reshape makes (batch, words, heads, size) of, if that is (batch, words, heads * size); else None."""
-    x, made = reshape.inputs[0], reshape.outputs[0]
-    if x is None or x.shape is None or made.shape is None or not walk.is_onnx(reshape, "Reshape"):
+    reshape = producer(value, "Reshape")
+    x = None if reshape is None else reshape.inputs[0]
+    if x is None or x.shape is None or value.shape is None:
         return None
-    ranks = len(x.shape), len(made.shape)
-    return x if ranks == (3, 4) and x.shape[2] == width and x.shape[1] == made.shape[1] else None
+    ranks = len(x.shape), len(value.shape)
+    return x if ranks == (3, 4) and x.shape[2] == width and x.shape[1] == value.shape[1] else None
 
 
 def _join_behind(value: ir.Value, width: int) -> ir.Node | None:
@@ -296,14 +292,14 @@ def _join_behind(value: ir.Value, width: int) -> ir.Node | None:
     return node if fits and made[2] == width and made[1] == value.shape[1] else None  # type: ignore[index]
 
 
-def _apart(made: ir.Value, result: ir.Value, before: ir.Node, rewriter: Rewriter) -> ir.Value:
-    """(batch, words, heads * size) with the heads apart, like `result`."""
-    heads, size = (int(dim) for dim in list(result.shape or ())[2:])  # type: ignore[arg-type]
-    target = rewriter.constant(np.array([0, 0, heads, size], np.int64), f"{made.name}_heads", at=before)
-    (found,) = rewriter.add("Reshape", [made, target], before=before, like=result)
-    return found
+def _reshaped(value: ir.Value, rest: tuple[int, ...], hint: str, before: ir.Node, rewriter: Rewriter) -> ir.Value:
+    """(batch, words, ...) as (batch, words, *rest)."""
+    target = rewriter.constant(np.array([0, 0, *rest], np.int64), hint, at=before)
+    (made,) = rewriter.add("Reshape", [value, target], before=before)
+    made.type, made.shape = value.type, _dims(value, *rest)
+    return made
 
 
-def _dims(value: ir.Value, width: int) -> ir.Shape:
+def _dims(value: ir.Value, *rest: int) -> ir.Shape:
     dims: Sequence[int | ir.SymbolicDim] = list(value.shape or ())[:2]
-    return ir.Shape([*dims, width])
+    return ir.Shape([*dims, *rest])

@@ -21,7 +21,6 @@ from joulec.passes._integer_edges import (
     ends_in_integers,
 )
 from joulec.passes._integer_operators import (
-    drop_dynamic_pair,
     expand,
     is_dynamic_pair,
     is_integer_operator,
@@ -29,7 +28,7 @@ from joulec.passes._integer_operators import (
     pads_integers,
 )
 from joulec.passes._qdq_graph import computes, is_dequantize, is_quantize, nodes_of
-from joulec.passes._qdq_places import NODE_RULES, NodeRule, agree, disagreements
+from joulec.passes._qdq_places import NODE_RULES, NodeRule, agree, disagreements, drop_pair
 from joulec.passes._symmetric import (
     fold_weight,
     groups,
@@ -82,7 +81,8 @@ def _to_qdq(rewriter: Rewriter) -> None:
                 expand(rewriter, node)
         elif is_dynamic_pair(node):
             with rewriter.rewriting("integer-operator", node):
-                drop_dynamic_pair(rewriter, node)
+                drop_pair(rewriter, node)
+                rewriter.erase(node)
     for node in nodes_of(rewriter.module):
         if pads_integers(node):
             with rewriter.rewriting("integer-operator", node):
